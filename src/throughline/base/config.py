@@ -1,0 +1,59 @@
+"""Typed, frozen configs and what part of them is identity.
+
+A stage's config derives from `Config`. Fields whose type derives from `Runtime` (threads, device, worker counts) say
+where and how fast something runs, never what it computes: `identity_of` leaves them out, by type, so that moving a run
+to another machine does not rebuild it.
+
+Not covered: reading recipes from YAML (see `throughline.recipe`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from throughline.base.files import to_json
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, unknown keys refused, field docstrings kept as descriptions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class Runtime(Config):
+    """Base of settings that change where or how fast something runs, and are therefore not identity."""
+
+
+def identity_of(value: Any) -> Any:
+    """The JSON value that identifies `value`, without anything of a `Runtime` type.
+
+    Raises `TypeError` for a value with no canonical form (callables, sets, arbitrary objects).
+    """
+    if isinstance(value, Runtime):
+        raise TypeError(f"{type(value).__name__} is a Runtime setting and has no identity")
+    if isinstance(value, BaseModel):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        return {name: identity_of(item) for name, item in fields.items() if not isinstance(item, Runtime)}
+    if isinstance(value, Enum):
+        return identity_of(value.value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        # 1.0 in YAML and 1 in YAML must be the same setting.
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    if isinstance(value, dict):
+        return {str(key): identity_of(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [identity_of(item) for item in value]
+    raise TypeError(f"{type(value).__name__} has no canonical form: configs hold numbers, text, lists and dicts")
+
+
+def sha256_of(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(to_json(value).encode("utf-8")).hexdigest()
