@@ -1,0 +1,123 @@
+"""The tokenizer of a checkpoint directory, and the chat format.
+
+    tokenizer = Tokenizer.load(directory)
+    ids = tokenizer.render([{"role": "user", "content": "12+5=?"}], add_generation_prompt=True)
+
+A conversation is `<|role|>` and its text for each turn; assistant turns close with `<|end|>`, which also separates
+documents. The same rendering is written as a Jinja chat template, so `transformers` renders the same ids.
+Not covered: training a tokenizer (see `corpus.tokenizer`), templates of other model families.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from throughline.base.errors import UserError
+
+PAD, END, SYSTEM, USER, ASSISTANT, TOOL, THINK, THINK_END, CALL, CALL_END = range(10)
+SPECIAL_TOKENS = (
+    "<|pad|>",
+    "<|end|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|tool|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+)
+ROLE_IDS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": TOOL}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+Message = Mapping[str, Any]
+
+
+class Tokenizer:
+    """Text to ids and back, and conversations to ids with the mask of what the assistant wrote."""
+
+    def __init__(self, fast: FastTokenizer) -> None:
+        self.fast = fast
+        # Padding and truncation belong to batches, never to a text.
+        self.fast.no_padding()
+        self.fast.no_truncation()
+        for number, token in enumerate(SPECIAL_TOKENS):
+            if fast.token_to_id(token) != number:
+                raise UserError(
+                    f"The tokenizer gives {token} the id {fast.token_to_id(token)} instead of {number}",
+                    "train the tokenizer with `throughline run`, which puts the special tokens first",
+                )
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read `tokenizer.json` in `path`. Raises `UserError` when it is missing or damaged."""
+        file = path / "tokenizer.json"
+        if not file.exists():
+            raise UserError(f"{path} has no tokenizer.json", "point at a checkpoint or tokenizer directory")
+        try:
+            return cls(FastTokenizer.from_file(str(file)))
+        except (json.JSONDecodeError, ValueError) as error:
+            raise UserError(f"{file} is not a tokenizer ({error})", "write the tokenizer again") from error
+
+    @property
+    def vocab_size(self) -> int:
+        return self.fast.get_vocab_size()
+
+    @property
+    def pad_id(self) -> int:
+        return PAD
+
+    @property
+    def end_id(self) -> int:
+        return END
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; special tokens written out in the text become their ids."""
+        return self.fast.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of many texts, in parallel."""
+        return [item.ids for item in self.fast.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Text of `ids`. `skip_special` leaves out all ten special tokens, thinking marks included."""
+        return self.fast.decode(list(ids), skip_special_tokens=skip_special)
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
+        """Ids of a conversation; with `add_generation_prompt` it ends where the assistant is to write."""
+        return self.render_with_mask(messages, add_generation_prompt)[0]
+
+    def render_with_mask(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False
+    ) -> tuple[list[int], list[bool]]:
+        """Ids, and for each whether the assistant wrote it (its text and closing `<|end|>`, not its role mark)."""
+        ids: list[int] = []
+        mask: list[bool] = []
+        for message in messages:
+            role = message["role"]
+            if role not in ROLE_IDS:
+                raise UserError(f"A message has the role {role!r}", f"use one of {', '.join(ROLE_IDS)}")
+            written = self.encode(message["content"] or "")
+            wrote = role == "assistant"
+            if wrote:
+                written = [*written, END]
+            ids += [ROLE_IDS[role], *written]
+            mask += [False] + [wrote] * len(written)
+        if add_generation_prompt:
+            ids.append(ASSISTANT)
+            mask.append(False)
+        return ids, mask

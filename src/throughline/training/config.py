@@ -1,0 +1,60 @@
+"""Settings of the training loop. Imports no torch.
+
+Not covered: what is trained on (each stage's config) and the model's shape (`model.config`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from throughline.base.config import Config, Runtime
+
+
+class ScheduleConfig(Config):
+    """Warmup-stable-decay (Hu et al. 2024, MiniCPM, arXiv:2404.06395): up, flat, then linearly down."""
+
+    warmup: float = Field(default=0.02, ge=0, le=1)
+    """Share of the steps spent rising linearly from zero."""
+    decay: float = Field(default=0.4, ge=0, le=1)
+    """Share of the steps spent falling linearly to `final`."""
+    final: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak learning rate left at the last step."""
+
+
+class OptimizerConfig(Config):
+    """AdamW everywhere, or Muon on the blocks' matrices and AdamW on the rest."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalizes the momentum of every matrix in the blocks (Jordan et al. 2024)."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    matrix_learning_rate: float = Field(default=0.02, gt=0)
+    """Peak learning rate of Muon; unused with `adamw`."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of AdamW's first moment."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of AdamW's second moment."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay, on matrices only."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient; larger ones are scaled down to it."""
+
+
+class TrainRuntime(Runtime):
+    """What changes speed and safety but not the result."""
+
+    save_every: int = Field(default=50, ge=1)
+    """Steps between checkpoints of the training state."""
+
+
+class TrainConfig(Config):
+    """One run of the loop."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """How the learning rate moves."""
+    runtime: TrainRuntime = TrainRuntime()
+    """Checkpointing."""
