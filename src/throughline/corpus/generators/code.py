@@ -42,7 +42,7 @@ def _number(rng: random.Random) -> Operation:
 
 
 def _slice(rng: random.Random) -> Operation:
-    n = rng.randint(1, 6)
+    n = rng.randint(1, 9)
     return rng.choice(
         (
             Operation(f"keep the first {n}", lambda e: f"{_bare(e)}[:{n}]", lambda v: v[:n]),
@@ -82,12 +82,12 @@ def _reduce(rng: random.Random) -> Operation:
 
 
 def _inputs(kind: str, rng: random.Random) -> list[Any]:
-    # Long enough that no slice of a chain empties them: max() of nothing would have no expected value.
+    # Long enough that few chains of slices empty them.
     if kind == "number":
         return [0, rng.randint(1, 9), rng.randint(10, 30), -rng.randint(1, 9)]
     if kind == "text":
-        return ["".join(rng.choice("abcdefgh") for _ in range(rng.randint(13, 16))) for _ in range(4)]
-    return [[rng.randint(0, 20) for _ in range(rng.randint(13, 16))] for _ in range(4)]
+        return ["".join(rng.choices("abcdefgh", k=rng.randint(11, 13))) for _ in range(4)]
+    return [rng.choices(range(21), k=rng.randint(11, 13)) for _ in range(4)]
 
 
 def operations_key(kind: str, operations: list[Operation]) -> str:

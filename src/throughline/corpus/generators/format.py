@@ -11,11 +11,15 @@ import random
 from throughline.corpus.generators.config import GeneratorConfig
 from throughline.corpus.generators.instance import Instance, Row, is_heldout, reply
 
+# fmt: off
 WORDS = (
-    "lamp cup hat box key map pen ring rope ship shoe sock star tree wall bird boat book bowl cake clock coat door "
-    "drum fish flag fork gate hand hill horse house jar king kite lake leaf moon nest night park plate pond river "
-    "road rock roof rose sand seed snow song spoon stone stool storm table train wheel wind"
-).split()
+    "lamp", "cup", "hat", "box", "key", "map", "pen", "ring", "rope", "ship", "shoe", "sock", "star",
+    "tree", "wall", "bird", "boat", "book", "bowl", "cake", "clock", "coat", "door", "drum", "fish", "flag",
+    "fork", "gate", "hand", "hill", "horse", "house", "jar", "king", "kite", "lake", "leaf", "moon", "nest",
+    "night", "park", "plate", "pond", "river", "road", "rock", "roof", "rose", "sand", "seed", "snow", "song",
+    "spoon", "stone", "stool", "storm", "table", "train", "wheel", "wind",
+)
+# fmt: on
 KEYS = ("name", "colour", "item", "place", "word", "value")
 SEPARATORS = {"spaces": " ", "commas": ", ", "dashes": "-"}
 

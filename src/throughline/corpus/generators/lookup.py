@@ -18,14 +18,17 @@ from dataclasses import dataclass
 from throughline.corpus.generators.config import GeneratorConfig
 from throughline.corpus.generators.instance import Instance, Row, fill, is_heldout, random_for
 
+# fmt: off
 ADJECTIVES = (
-    "blue red green black white grey pink gold round flat tall small old new soft hard light dark warm cold wide thin "
-    "plain fine"
-).split()
+    "blue", "red", "green", "black", "white", "grey", "pink", "gold", "round", "flat", "tall", "small",
+    "old", "new", "soft", "hard", "light", "dark", "warm", "cold", "wide", "thin", "plain", "fine",
+)
 NOUNS = (
-    "lamp cup hat box key map pen ring rope ship shoe sock bowl drum fork gate jar kite spoon stool table wheel bell "
-    "brush chair clock coat desk plate torch"
-).split()
+    "lamp", "cup", "hat", "box", "key", "map", "pen", "ring", "rope", "ship", "shoe", "sock",
+    "bowl", "drum", "fork", "gate", "jar", "kite", "spoon", "stool", "table", "wheel", "bell", "brush",
+    "chair", "clock", "coat", "desk", "plate", "torch",
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def ask(rng: random.Random, things: list[Entity]) -> Question | None:
 
 
 def tool_messages(question: Question) -> list[Row]:
-    """The trajectory with tools: one search per thing, the calculator when there is something to compute, the answer."""
+    """The trajectory with tools: one search per thing, the calculator if anything is to be computed, the answer."""
     messages: list[Row] = []
     for thing in question.things:
         messages.append({"role": "assistant", "content": tool_call("search", query=thing.name)})
