@@ -27,7 +27,8 @@ def test_a_question_finds_both_things_it_names_and_scores_mixtures_lower() -> No
 
 def test_plurals_find_singulars() -> None:
     index = BM25(DOCUMENTS)
-    for plural, title in [("4 green brushes", "green brush"), ("2 red boxes", "red box"), ("3 blue lamps", "blue lamp")]:
+    cases = [("4 green brushes", "green brush"), ("2 red boxes", "red box"), ("3 blue lamps", "blue lamp")]
+    for plural, title in cases:
         assert DOCUMENTS[index.search(f"What do {plural} cost?", 1)[0][0]][0] == title
     assert [singular(word) for word in ("glass", "dishes", "his", "keys")] == ["glass", "dish", "his", "key"]
 

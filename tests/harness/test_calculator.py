@@ -36,23 +36,33 @@ def python_value(expression: str) -> Fraction:
     return Fraction(eval(compile(tree, "", "eval"), {"Fraction": Fraction}))  # exponents stay whole: a Fraction of 2
 
 
+def outcome(expression: str) -> Fraction | str:
+    """The value, or the sentence that refuses it."""
+    try:
+        return evaluate(expression)
+    except CalculatorError as error:
+        return str(error)
+
+
 @given(expressions)
 def test_agrees_with_python(expression: str) -> None:
     try:
-        expected = python_value(expression)
+        expected: Fraction | str = python_value(expression)
     except ZeroDivisionError:
-        with pytest.raises(CalculatorError, match="zero"):
-            evaluate(expression)
-        return
-    try:
-        assert evaluate(expression) == expected
-    except CalculatorError as error:
-        assert "too large" in str(error) or "longer than" in str(error)
+        expected = "division by zero"
+    found = outcome(expression)
+    if isinstance(found, str) and ("too large" in found or "longer than" in found):
+        # A bound, which Python does not have: it must only be met by large numbers or long texts.
+        big = isinstance(expected, str) or max(abs(expected.numerator), expected.denominator) > 10**6
+        assert big or "**" in expression or len(expression) > 200
+    else:
+        assert found == expected
 
 
 @pytest.mark.parametrize(
     ("expression", "value"),
-    [("7/2", "3.5"), ("0.1+0.2", "0.3"), ("-2**2", "-4"), ("2**-1", "0.5"), ("2**3**2", "512"), ("1/3", "0.3333333333")],
+    [("7/2", "3.5"), ("0.1+0.2", "0.3"), ("-2**2", "-4")]
+    + [("2**-1", "0.5"), ("2**3**2", "512"), ("2/3", "0.6666666667")],
 )
 def test_writes_values(expression: str, value: str) -> None:
     assert calculate(expression) == value
@@ -69,10 +79,7 @@ def test_refuses(expression: str) -> None:
 
 @given(st.text(max_size=60))
 def test_any_text_gives_a_value_or_a_sentence(text: str) -> None:
-    try:
-        calculate(text)
-    except CalculatorError as error:
-        assert str(error)
+    assert outcome(text) != ""
 
 
 @given(st.integers(0, 99), st.integers(1, 99), st.sampled_from("+-*"), st.integers(-3, 3))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from throughline.base.files import to_json
-from throughline.grading.grade import Grade
+from throughline.grading.grade import Grade, Sample
 from throughline.grading.tasks import Task
 from throughline.harness.tools import Tool, ToolResult, error_result
 from throughline.harness.trajectory import Trajectory
@@ -33,6 +33,14 @@ class EpisodeState:
     def snapshot(self) -> bytes:
         """The state as canonical bytes: equal bytes, equal futures."""
         return to_json({"task_id": self.task_id, "world": self.world, "calls": self.calls}).encode("utf-8")
+
+
+class OutcomeGraders(Protocol):
+    """What an environment needs of a grader set: `grading.graders.GraderSet` is one."""
+
+    def grade(self, samples: Sequence[Sample]) -> list[Grade]:
+        """One grade per sample, in order, each by its task's own grader."""
+        ...
 
 
 class Environment(Protocol):

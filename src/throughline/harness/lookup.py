@@ -18,11 +18,10 @@ from typing import Any
 from throughline.base.errors import UserError
 from throughline.base.files import read_jsonl, to_json
 from throughline.grading.grade import Grade, Sample
-from throughline.grading.graders import GraderSet
 from throughline.grading.tasks import Task
 from throughline.harness.bm25 import BM25
 from throughline.harness.calculator import CalculatorError, calculate
-from throughline.harness.environment import EpisodeState, call_tool
+from throughline.harness.environment import EpisodeState, OutcomeGraders, call_tool
 from throughline.harness.tools import CallError, Tool, ToolResult, as_plain_text
 from throughline.harness.trajectory import Trajectory
 
@@ -34,7 +33,7 @@ class LookupEnvironment:
 
     name = "lookup"
 
-    def __init__(self, documents: Sequence[Mapping[str, Any]], graders: GraderSet | None, top_k: int = 1) -> None:
+    def __init__(self, documents: Sequence[Mapping[str, Any]], graders: OutcomeGraders | None, top_k: int = 1) -> None:
         """`documents` are rows with title and text; `top_k` is how many texts a search returns.
 
         `graders` may be None where nothing is graded, as in service. Raises `UserError` without documents.
@@ -51,7 +50,7 @@ class LookupEnvironment:
 
     @classmethod
     def from_tasks(
-        cls, tasks: Path, graders: GraderSet | None, split: str | None = None, top_k: int = 1
+        cls, tasks: Path, graders: OutcomeGraders | None, split: str | None = None, top_k: int = 1
     ) -> LookupEnvironment:
         """The environment of a tasks artifact; `split` keeps only that split's documents."""
         rows = [row for row in read_jsonl(tasks / "documents.jsonl") if split is None or row.get("split") == split]
@@ -74,7 +73,7 @@ class LookupEnvironment:
 
     def grade(self, tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[Grade]:
         if self.graders is None:
-            raise UserError("This lookup environment was built without graders", "pass a GraderSet to grade outcomes")
+            raise UserError("This lookup environment was built without graders", "pass graders to grade outcomes")
         return self.graders.grade(
             [
                 Sample(task=task, text=run.answer, finish=run.finish, messages=tuple(run.messages()))

@@ -192,7 +192,7 @@ class Harness:
         elif not asks_tool(text):
             episode.end("stop", text)
         elif episode.turns >= self.config.max_turns:
-            episode.end("turns", text, "turn_limit")
+            episode.end("turns", "", "turn_limit")
         else:
             self._append_result(tokenizer, episode, self._answer_call(environment, episode, text))
             self._prune(tokenizer, episode)
