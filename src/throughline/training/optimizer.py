@@ -1,7 +1,7 @@
 """Optimizers and the learning-rate schedule.
 
-`build_optimizers` gives AdamW over everything, or Muon over the blocks' matrices and AdamW over the rest, both from
-`torch.optim`. `schedule_factor` is warmup-stable-decay as a pure function of the step.
+`build_optimizers` gives AdamW over everything, or Muon over the blocks' matrices and AdamW over the rest.
+`schedule_factor` is warmup-stable-decay as a pure function of the step.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from throughline.model.decoder import Decoder
 from throughline.training.config import OptimizerConfig, ScheduleConfig
+from throughline.training.muon import Muon
 
 
 def schedule_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
@@ -43,7 +44,7 @@ def build_optimizers(model: Decoder, config: OptimizerConfig) -> list[Optimizer]
     )
     optimizers: list[Optimizer] = [adamw]
     if config.kind == "muon":
-        optimizers.append(torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay))
+        optimizers.append(Muon(matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

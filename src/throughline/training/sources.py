@@ -1,12 +1,15 @@
 """Batch sources over a fixed list of examples.
 
-`ExampleSource` walks shuffled epochs over examples and packs each step's share; `PairSource` keeps preference pairs
-together. Both are pure functions of (seed, step), so resume needs nothing but the step number.
+`ExampleSource` walks shuffled epochs over examples and packs each step's share; `FamilySource` mixes families in fixed
+proportions; `PairSource` keeps preference pairs together. All are pure functions of (seed, step), so resume needs
+nothing but the step number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -30,13 +33,22 @@ class StatelessSource:
 
 def epoch_indices(count: int, per_step: int, step: int, seed: int) -> list[int]:
     """The `per_step` indices below `count` of `step`, walking a fresh permutation each epoch."""
+    return walk(count, step * per_step, per_step, seed)
+
+
+def walk(count: int, start: int, length: int, seed: int) -> list[int]:
+    """Items `start` to `start + length` of an endless walk over shuffled epochs of `count` items."""
     chosen: list[int] = []
-    at = step * per_step
-    while len(chosen) < per_step:
-        epoch, offset = divmod(at + len(chosen), count)
+    while len(chosen) < length:
+        epoch, offset = divmod(start + len(chosen), count)
         order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
-        chosen += order[offset : offset + per_step - len(chosen)].tolist()
+        chosen += order[offset : offset + length - len(chosen)].tolist()
     return chosen
+
+
+def seed_for_name(seed: int, name: str) -> int:
+    """A seed of its own for `name`."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
 
 
 class ExampleSource(StatelessSource):
@@ -66,3 +78,56 @@ class PairSource(StatelessSource):
     def next(self, step: int) -> Sequence[Batch]:
         chosen = [self.pairs[i] for i in epoch_indices(len(self.pairs), self.per_step, step, self.seed)]
         return [build_batch(chosen)]
+
+
+def family_indices(
+    sizes: Mapping[str, int], shares: Mapping[str, float], per_step: int, step: int, seed: int
+) -> list[tuple[str, int]]:
+    """The (family, index) pairs of `step`: families in exact proportion to `shares` over any run of steps.
+
+    Each family walks shuffled epochs of its own, so no example repeats before its family is used up.
+    """
+    wanted = {name: shares[name] for name in sorted(shares) if shares[name] > 0}
+    missing = [name for name in wanted if not sizes.get(name)]
+    if missing or not wanted:
+        raise UserError(
+            f"No examples for {', '.join(missing) or 'any family'}",
+            "set that family's share to 0, or generate tasks of it",
+        )
+    total = sum(wanted.values())
+    chosen: list[tuple[str, int]] = []
+    bounds = [0.0]
+    for share in wanted.values():
+        bounds.append(bounds[-1] + share / total)
+    for number, name in enumerate(wanted):
+        # Differences of a running floor: the counts of every step add up to per_step, and to the shares over time.
+        first, last = bounds[number] * per_step, bounds[number + 1] * per_step
+
+        def count(at: int, low: float = first, high: float = last) -> int:
+            return floor(high * at + 1e-9) - floor(low * at + 1e-9)
+
+        before, here = count(step), count(step + 1) - count(step)
+        chosen += [(name, index) for index in walk(sizes[name], before, here, seed_for_name(seed, name))]
+    return chosen
+
+
+class FamilySource(StatelessSource):
+    """Examples of several families in fixed proportions, packed into rows."""
+
+    def __init__(
+        self,
+        examples: Mapping[str, Sequence[Example]],
+        shares: Mapping[str, float],
+        per_step: int,
+        row_length: int,
+        rows_per_batch: int,
+        seed: int,
+    ) -> None:
+        self.examples, self.shares, self.per_step, self.seed = examples, shares, per_step, seed
+        self.row_length, self.rows_per_batch = row_length, rows_per_batch
+        self.sizes = {name: len(items) for name, items in examples.items()}
+        family_indices(self.sizes, shares, per_step, 0, seed)
+
+    def next(self, step: int) -> Sequence[Batch]:
+        chosen = family_indices(self.sizes, self.shares, self.per_step, step, self.seed)
+        return pack([self.examples[name][i] for name, i in chosen], self.row_length, self.rows_per_batch)

@@ -1,0 +1,67 @@
+"""Preference pairs by a written constitution.
+
+The policy answers safety requests; each answer is judged by the principle its request falls under (Bai et al. 2022,
+arXiv:2212.08073, with a program as the judge). An answer that follows the principle is chosen over one that does not.
+Where no sample follows it, the revision written for that principle is chosen; where all do, there is nothing to learn.
+Pairs of a right and a wrong answer to reasoning tasks keep reasoning from paying for manners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from throughline.grading.grade import Sample
+from throughline.grading.graders import GraderSet
+from throughline.grading.tasks import Task
+from throughline.inference.engine import Sampling, TorchEngine
+from throughline.rl.rollout import answer_text, seed_of
+
+
+def build_pairs(
+    engine: TorchEngine,
+    tasks: Sequence[Task],
+    graders: GraderSet,
+    constitution: Mapping[str, Mapping[str, Any]],
+    sampling: Sampling,
+    seed: int,
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows in OpenAI's preference format, at most one per task, and a count of where they came from."""
+    prompts = [engine.tokenizer.render(task.messages, add_generation_prompt=True) for task in tasks]
+    sampled = engine.generate(prompts, sampling, [seed_of(seed, task.id) for task in tasks])
+    texts = [[answer_text(engine, completion) for completion in group] for group in sampled]
+    samples = [
+        Sample(task, text, completion.finish)
+        for task, group, group_texts in zip(tasks, sampled, texts, strict=True)
+        for completion, text in zip(group, group_texts, strict=True)
+    ]
+    grades = iter(graders.grade(samples))
+    pairs: list[dict[str, Any]] = []
+    counts = {"sampled": 0, "revised": 0, "all follow": 0, "none follow": 0, "could not be graded": 0}
+    for task, group_texts in zip(tasks, texts, strict=True):
+        scored = [(text, next(grades).score) for text in group_texts]
+        good = sorted({text for text, score in scored if score == 1}, key=lambda text: (len(text), text))
+        bad = sorted({text for text, score in scored if score == 0 and text}, key=lambda text: (len(text), text))
+        if not bad:
+            counts["all follow" if good else "could not be graded"] += 1
+            continue
+        principle = task.item.get("principle", "correct")
+        if good:
+            chosen, origin = good[0], "sampled"
+        elif principle in constitution:
+            chosen, origin = task.responses[0]["messages"][-1]["content"], "revised"
+        else:
+            counts["none follow"] += 1
+            continue
+        counts[origin] += 1
+        pairs.append(
+            {
+                "input": {"messages": list(task.messages)},
+                "preferred_output": [{"role": "assistant", "content": chosen}],
+                "non_preferred_output": [{"role": "assistant", "content": bad[len(bad) // 2]}],
+                "principle": principle,
+                "origin": origin,
+                "task": task.id,
+            }
+        )
+    return pairs, counts

@@ -1,0 +1,43 @@
+"""Cold-start supervised fine-tuning.
+
+A small, clean set of answers fixes the format and gives the policy several behaviours of different worth, thinking and
+answering at once, among which reinforcement learning then chooses. Not covered: packing across conversations with
+attention between them (there is none), adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from throughline.grading.tasks import load_tasks
+from throughline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
+from throughline.posttrain.config import SFTConfig
+from throughline.posttrain.examples import task_examples
+from throughline.store.artifact import Artifact
+from throughline.store.context import Context
+from throughline.training.config import TrainConfig
+from throughline.training.loop import train
+from throughline.training.objectives import NextToken
+from throughline.training.sources import FamilySource
+
+
+def sft(config: SFTConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
+    """Fine-tune a base on the training tasks' written answers."""
+    base = inputs["base"].path
+    tokenizer = load_tokenizer(base)
+    wanted = [name for name, share in config.shares.items() if share > 0]
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=wanted)
+    examples = task_examples(tokenizer, tasks, config.styles, ctx.rng("styles"), config.limits)
+    source = FamilySource(
+        examples,
+        config.shares,
+        config.examples_per_step,
+        config.sequence_length,
+        config.rows_per_batch,
+        ctx.seed_for("order"),
+    )
+    model = load_model(base, ctx.device)
+    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
+    last = train(model, NextToken(), source, config.steps, settings, ctx, "cold-start fine-tuning")
+    save_checkpoint(model, base, ctx.out)
+    ctx.metrics.summary(loss=last["loss"], examples=sum(map(len, examples.values())))

@@ -1,0 +1,15 @@
+"""Stage 5, post-training: a base in, an assistant out, in four steps with a checkpoint each.
+
+    throughline run recipes/laptop.yaml --until align
+
+Cold-start SFT makes RL stable, RL finds what pays, rejection sampling turns its successes into supervised data, and
+alignment settles manners. `retrain` is the traffic loop's step. This module only gathers the stage functions.
+"""
+
+from throughline.posttrain.align import align
+from throughline.posttrain.grpo import grpo
+from throughline.posttrain.retrain import retrain
+from throughline.posttrain.rft import rft
+from throughline.posttrain.sft import sft
+
+__all__ = ["align", "grpo", "retrain", "rft", "sft"]

@@ -1,0 +1,90 @@
+"""Stage 4, pretraining: token shards and a plan in, a base checkpoint out.
+
+    throughline run recipes/laptop.yaml --until pretrain
+
+`pretrain` trains from scratch what the plan chose. `continue_pretraining` trains a base further under a given mixture;
+the loop from offline benchmarks runs it twice, with the new mixture and with the old one as control. Loss curves go to
+`log/metrics.jsonl`; bits per byte are measured by the evaluation stage. Not covered: several devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from throughline.base.files import read_json
+from throughline.model.checkpoint import load_model, save_checkpoint
+from throughline.model.config import ModelConfig
+from throughline.model.decoder import Decoder
+from throughline.pretrain.config import ContinueConfig, PretrainConfig
+from throughline.store.artifact import Artifact
+from throughline.store.context import Context
+from throughline.training.batch import Batch
+from throughline.training.config import OptimizerConfig, TrainConfig
+from throughline.training.loop import train
+from throughline.training.objectives import NextToken
+from throughline.training.shards import ShardSet
+from throughline.training.sources import StatelessSource
+
+
+class ShardSource(StatelessSource):
+    """Windows of the mixture, a pure function of the step."""
+
+    def __init__(
+        self, shards: ShardSet, batch_tokens: int, length: int, seed: int, weights: Mapping[str, float] | None
+    ) -> None:
+        self.shards, self.length, self.seed, self.weights = shards, length, seed, weights
+        self.rows = max(1, batch_tokens // length)
+
+    def next(self, step: int) -> Sequence[Batch]:
+        rows = self.shards.batch(step, self.rows, self.length, self.seed, self.weights)
+        return [Batch(torch.from_numpy(rows))]
+
+
+def pretrain(config: PretrainConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
+    """Train the planned decoder from scratch."""
+    plan = read_json(inputs["plan"] / "plan.json")
+    shape = ModelConfig.model_validate(plan["model"])
+    model = Decoder(shape).initialize(torch.Generator().manual_seed(ctx.seed_for("weights"))).to(ctx.device)
+    source = ShardSource(
+        ShardSet(inputs["data"].path), plan["batch_tokens"], plan["sequence_length"], ctx.seed_for("windows"), None
+    )
+    settings = TrainConfig(
+        optimizer=OptimizerConfig(
+            kind=config.optimizer,
+            learning_rate=plan["learning_rate"],
+            matrix_learning_rate=config.matrix_learning_rate,
+            weight_decay=config.weight_decay,
+        ),
+        schedule=config.schedule,
+        runtime=config.runtime,
+    )
+    last = train(model, NextToken(), source, plan["steps"], settings, ctx, "pretraining")
+    save_checkpoint(model, inputs["data"] / "tokenizer", ctx.out)
+    ctx.metrics.summary(parameters=shape.parameters(), tokens=plan["tokens"], loss=last["loss"])
+
+
+def continue_pretraining(config: ContinueConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
+    """Train a base further under the mixture `ctx.options` names: "after" of mixture.json, or "before" as control."""
+    plan = read_json(inputs["plan"] / "plan.json")
+    mixture = read_json(inputs["mixture"] / "mixture.json")
+    side = "before" if ctx.stage.endswith("control") else "after"
+    model = load_model(inputs["base"].path, ctx.device)
+    steps = max(1, config.tokens // plan["batch_tokens"])
+    # Both runs walk the same windows of each source, so they differ in the mixture alone.
+    source = ShardSource(
+        ShardSet(inputs["data"].path), plan["batch_tokens"], plan["sequence_length"], 2**31 - 1, mixture[side]
+    )
+    settings = TrainConfig(
+        optimizer=OptimizerConfig(
+            kind="muon",
+            learning_rate=config.learning_rate,
+            matrix_learning_rate=config.matrix_learning_rate,
+        ),
+        schedule=config.schedule,
+        runtime=config.runtime,
+    )
+    last = train(model, NextToken(), source, steps, settings, ctx, f"pretraining ({side} mixture)")
+    save_checkpoint(model, inputs["base"].path, ctx.out)
+    ctx.metrics.summary(loss=last["loss"], tokens=steps * plan["batch_tokens"])
