@@ -137,23 +137,17 @@ class ShardSet:
                 f"The mixture names sources the data does not have: {', '.join(unknown)}",
                 f"use some of {', '.join(self.sources)}",
             )
-        values = tuple(
-            chosen.get(source, 0.0) if len(self._maps[source, "train"]) else 0.0 for source in self.sources
-        )
+        values = tuple(chosen.get(source, 0.0) if len(self._maps[source, "train"]) else 0.0 for source in self.sources)
         if any(not 0 <= value < float("inf") for value in values) or sum(values) <= 0:
             raise UserError(
                 "The mixture has a negative weight, or no weight on any source with training tokens",
                 "give at least one source a positive weight",
             )
         if sum(value > 0 for value in values) > PERIOD // 4:
-            raise UserError(
-                f"The mixture has more than {PERIOD // 4} sources", "merge small sources under one name"
-            )
+            raise UserError(f"The mixture has more than {PERIOD // 4} sources", "merge small sources under one name")
         return values
 
-    def locate(
-        self, row: int, length: int, seed: int, weights: Mapping[str, float] | None = None
-    ) -> tuple[str, int]:
+    def locate(self, row: int, length: int, seed: int, weights: Mapping[str, float] | None = None) -> tuple[str, int]:
         """Source and start token of global row number `row`: the sampler itself."""
         return self._locate(row, length, seed, self._weights(weights))
 
@@ -175,7 +169,7 @@ class ShardSet:
     def batch(
         self, step: int, rows: int, length: int, seed: int = 0, weights: Mapping[str, float] | None = None
     ) -> np.ndarray:
-        """The rows of optimizer step `step`: int64, shape (rows, length + 1), inputs and targets overlapping by all but one.
+        """The rows of optimizer step `step`: int64, shape (rows, length + 1); targets are the inputs shifted by one.
 
         A source is read as a ring, so one shorter than a window is repeated and no token is out of reach.
         """
