@@ -56,5 +56,5 @@ class EvaluateConfig(Config):
     """Temperature of the sampled mode: that of training, so that it measures what training rewards."""
     max_new_tokens: int = Field(default=48, ge=1)
     """Tokens an answer may take; a longer one is cut off and scores 0."""
-    heldout_documents: int = Field(default=400, ge=0)
-    """Windows of held-out text per source for bits per byte, where the data artifact is given; 0 skips it."""
+    heldout_documents: int = Field(default=100, ge=0)
+    """Windows of 256 held-out tokens per source for bits per byte, where the data artifact is given; 0 skips it."""
