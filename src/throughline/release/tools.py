@@ -37,10 +37,15 @@ def tool_stability(
     documents: Path,
     graders: GraderSet,
     trial: ToolTrial,
+    context: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Success with interval, pass^k, and malformed calls per call made. `documents` is a tasks artifact's folder."""
+    """Success with interval, pass^k, and malformed calls per call made.
+
+    `documents` is a tasks artifact's folder, `context` the model's longest sequence in tokens.
+    """
     environment = LookupEnvironment.from_tasks(documents, graders, split="heldout")
+    harness = harness.model_copy(update={"max_context_tokens": min(harness.max_context_tokens, context - 1)})
     chosen = list(tasks)[: trial.tasks]
     sampling = Sampling(
         max_new_tokens=trial.max_new_tokens,
@@ -48,8 +53,7 @@ def tool_stability(
         n=trial.attempts,
         seed=seed,
     )
-    groups = Harness(harness).run(engine, environment, chosen, sampling)
-    runs = groups
+    runs = Harness(harness).run(engine, environment, chosen, sampling)
     owners = [task for task in chosen for _ in range(trial.attempts)]
     grades = environment.grade(owners, runs)
     return summarize(runs, [grade.score for grade in grades], trial.attempts)

@@ -1,0 +1,150 @@
+"""Champion against candidate: the decision at the end of both loops.
+
+    decision = decide("traffic", before_rows, after_rows, config)
+
+Families are compared pairwise on the same held-out tasks, sources on the same held-out windows of text; p-values are
+adjusted for the number of comparisons (Holm), and nothing may be worse than its margin. Not covered: choosing among
+several candidates (see `release.choose`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from throughline.base.errors import UserError
+from throughline.base.files import read_json, read_jsonl
+from throughline.grading.statistics import Comparison, holm, paired_comparison
+from throughline.release.config import GateConfig
+from throughline.release.evidence import compare, families_of
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One comparison in the direction in which more is better, with its non-inferiority margin."""
+
+    task: str
+    metric: str
+    found: Comparison
+    margin: float
+    lower_is_better: bool = False
+
+    def row(self, after: str, before: str) -> dict[str, Any]:
+        """As it is reported: a is the candidate, the difference in the metric's own direction."""
+        values = asdict(self.found)
+        if self.lower_is_better:
+            values |= {
+                "difference": -self.found.difference,
+                "low": -self.found.high,
+                "high": -self.found.low,
+            }
+        return {"a": after, "b": before, "task": self.task, "metric": self.metric, "margin": self.margin, **values}
+
+
+def compare_families(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], config: GateConfig, seed: int
+) -> list[Measured]:
+    """Every family both evaluations have."""
+    shared = sorted(set(families_of(before)) & set(families_of(after)))
+    found = [(family, compare(after, before, family, seed)) for family in shared]
+    metric = f"{config.mode} pass@1"
+    return [Measured(family, metric, result, config.margin) for family, result in found if result is not None]
+
+
+def compare_sources(before: Path, after: Path, config: GateConfig, seed: int) -> list[Measured]:
+    """Bits per byte of every source both evaluate artifacts have, paired over windows of held-out text.
+
+    Windows count by their bytes, so the mean difference is exactly the difference of the two totals. Windows come from
+    `bpb.jsonl`; where an artifact has none, single values are compared and nothing can be called better.
+    """
+    windows = [_windows(path) for path in (before, after)]
+    if windows[0] and windows[1]:
+        results = []
+        for source in sorted({key[0] for key in windows[0]} & {key[0] for key in windows[1]}):
+            keys = sorted(key for key in windows[0] if key[0] == source and key in windows[1])
+            sizes = [windows[0][key][1] for key in keys]
+            if sizes != [windows[1][key][1] for key in keys]:
+                raise UserError(
+                    f"The windows of {source!r} in {before.name} and {after.name} hold different text",
+                    "evaluate both checkpoints on the same data artifact",
+                )
+            mean = math.fsum(sizes) / len(sizes)
+            # Negated, so that more is better as everywhere else.
+            left = [-windows[1][key][0] / mean for key in keys]
+            right = [-windows[0][key][0] / mean for key in keys]
+            measured = paired_comparison(left, right, seed)
+            results.append(Measured(source, "bits_per_byte", measured, config.bits_margin, lower_is_better=True))
+        return results
+    values = [_values(path) for path in (before, after)]
+    results = []
+    for source in sorted(values[0].keys() & values[1].keys()):
+        difference = values[0][source] - values[1][source]
+        single = Comparison(n=1, difference=difference, low=difference, high=difference, p=1.0, better=None)
+        results.append(Measured(source, "bits_per_byte", single, config.bits_margin, lower_is_better=True))
+    return results
+
+
+def decide(name: str, before: str, after: str, measured: Sequence[Measured], config: GateConfig) -> dict[str, Any]:
+    """The content of decision.json. Raises `UserError` when there is nothing to compare."""
+    if not measured:
+        raise UserError(
+            f"The evaluations of {before} and {after} share no task, so neither can be preferred",
+            "evaluate both with the same families, mode and data",
+        )
+    rows = []
+    gained, worse = [], []
+    adjusted = holm([one.found.p for one in measured])
+    for one, p in zip(measured, adjusted, strict=True):
+        better = one.found.better if p < 0.05 else None
+        # Single values have no interval to stay above a margin; they are held to it themselves.
+        inferior = one.found.low <= -one.margin
+        rows.append(one.row(after, before) | {"p_holm": p, "better": better, "inferior": inferior})
+        line = f"{one.task} ({one.metric}): {rows[-1]['difference']:+.3f} [{rows[-1]['low']:+.3f}, "
+        line += f"{rows[-1]['high']:+.3f}], n={one.found.n}, Holm p={p:.3g}"
+        if inferior or better == "b":
+            worse.append(f"{line}; the margin is {one.margin:g}")
+        elif better == "a":
+            gained.append(line)
+    promote = not worse and bool(gained or not config.require_gain)
+    if worse:
+        reasons = [f"{after} may be worse than the margin allows, so {before} stays."]
+        reasons += [f"Possibly worse: {line}." for line in worse]
+    elif promote and gained:
+        reasons = [f"{after} is better on {len(gained)} of {len(rows)} comparisons and worse on none."]
+    elif promote:
+        reasons = [f"{after} is not worse on any of {len(rows)} comparisons."]
+    else:
+        reasons = [f"{after} is not worse, but no comparison shows it to be better, so {before} stays."]
+    reasons += [f"Better: {line}." for line in gained]
+    return {
+        "name": name,
+        "before": before,
+        "after": after,
+        "decision": "promote" if promote else "keep",
+        "reasons": reasons,
+        "comparisons": rows,
+    }
+
+
+def checkpoint_name(path: Path, fallback: str) -> str:
+    """The checkpoint that an evaluate artifact is about."""
+    summary = path / "summary.json"
+    if not summary.exists():
+        return fallback
+    rows = read_json(summary).get("evaluations", [])
+    return str(rows[0]["checkpoint"]) if rows else fallback
+
+
+def _windows(path: Path) -> dict[tuple[str, int], tuple[float, int]]:
+    file = path / "bpb.jsonl"
+    if not file.exists():
+        return {}
+    return {(row["source"], row["window"]): (float(row["bits"]), int(row["bytes"])) for row in read_jsonl(file)}
+
+
+def _values(path: Path) -> dict[str, float]:
+    rows = read_json(path / "summary.json")["evaluations"]
+    return {str(row["task"]): float(row["value"]) for row in rows if row["metric"] == "bits_per_byte"}
