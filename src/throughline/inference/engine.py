@@ -237,7 +237,7 @@ def sample(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor) -> tuple[T
 
 def kept(probabilities_BV: Tensor, sampling: Sampling) -> Tensor:
     """Which tokens top-k and top-p leave, (B, V) boolean; the likeliest always stays."""
-    ordered, order = probabilities_BV.sort(-1, descending=True, stable=True)
+    ordered, order = probabilities_BV.sort(dim=-1, descending=True, stable=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if sampling.top_k:
         keep[:, sampling.top_k :] = False

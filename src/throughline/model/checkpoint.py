@@ -4,7 +4,7 @@
     model = load_model(out); tokenizer = load_tokenizer(out)
 
 Tensor names are Hugging Face's for Llama and Qwen3. The bytes depend on the weights only, so equal weights give equal
-files. Not covered: sharded checkpoints, quantized formats (see `distill.quantize`).
+files. Not covered: sharded checkpoints.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from throughline.base.errors import UserError
 from throughline.base.files import write_bytes, write_json
 from throughline.model.config import ModelConfig
 from throughline.model.decoder import Decoder
+from throughline.model.quantization import QUANTIZATION_CONFIG, dequantize_tensors, quantize_tensors
 from throughline.model.tokenizer import TOKENIZER_FILES, Tokenizer
 
 
@@ -77,12 +78,15 @@ def from_huggingface(tensors: dict[str, Tensor], config: ModelConfig) -> dict[st
     return state
 
 
-def save_checkpoint(model: Decoder, tokenizer_dir: Path, out: Path) -> None:
-    """Write a checkpoint directory; each file is written atomically."""
+def save_checkpoint(model: Decoder, tokenizer_dir: Path, out: Path, int8: bool = False) -> None:
+    """Write a checkpoint directory, with int8 linear weights when asked; each file is written atomically."""
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", model.config.to_huggingface())
+    config, tensors = model.config.to_huggingface(), to_huggingface(model)
+    if int8:
+        config, tensors = config | {"quantization_config": QUANTIZATION_CONFIG}, quantize_tensors(tensors)
+    write_json(out / "config.json", config)
     write_json(out / "generation_config.json", {"eos_token_id": 1, "pad_token_id": 0, "do_sample": True})
-    write_bytes(out / "model.safetensors", save(to_huggingface(model), metadata={"format": "pt"}))
+    write_bytes(out / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     for name in TOKENIZER_FILES:
         if (tokenizer_dir / name).exists():
             shutil.copyfile(tokenizer_dir / name, out / name)
@@ -98,7 +102,7 @@ def load_model(path: Path, device: str = "cpu") -> Decoder:
     if not weights.exists():
         raise UserError(f"{path} has no model.safetensors", "point at a checkpoint directory with one weights file")
     try:
-        tensors = {name: value.float() for name, value in load_file(weights).items()}
+        tensors = {name: value.float() for name, value in dequantize_tensors(load_file(weights)).items()}
     except SafetensorError as error:
         raise UserError(f"{weights} is damaged ({error})", "delete that artifact and run the line again") from error
     model = Decoder(config)

@@ -20,13 +20,13 @@ from throughline.model.checkpoint import load_model, load_tokenizer, save_checkp
 from throughline.model.decoder import Decoder
 from throughline.model.tokenizer import Tokenizer
 from throughline.posttrain.config import REASONING, AlignConfig
-from throughline.posttrain.examples import message_example
 from throughline.posttrain.grpo import refuse_bad_graders
 from throughline.posttrain.preferences import build_pairs
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
 from throughline.training.batch import Example, build_batch
 from throughline.training.config import TrainConfig
+from throughline.training.conversations import message_example
 from throughline.training.loop import train
 from throughline.training.objectives import DPO, score_tokens, sum_by_sequence
 from throughline.training.sources import PairSource

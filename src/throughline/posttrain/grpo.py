@@ -15,12 +15,12 @@ from throughline.grading.tasks import load_tasks
 from throughline.inference.engine import TorchEngine
 from throughline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
 from throughline.posttrain.config import GRPOConfig
-from throughline.posttrain.examples import families_of
 from throughline.rl.objective import GRPO
 from throughline.rl.rollout import RolloutSource, gather_records
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
 from throughline.training.config import OptimizerConfig, TrainConfig
+from throughline.training.conversations import families_of
 from throughline.training.loop import train
 
 

@@ -17,10 +17,10 @@ from throughline.base.files import read_jsonl, write_json, write_jsonl
 from throughline.grading.tasks import load_tasks
 from throughline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
 from throughline.posttrain.config import RFTConfig
-from throughline.posttrain.examples import message_example, task_examples
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
 from throughline.training.config import TrainConfig
+from throughline.training.conversations import message_example, task_examples
 from throughline.training.loop import train
 from throughline.training.objectives import NextToken
 from throughline.training.sources import FamilySource

@@ -9,7 +9,7 @@ the loop from offline benchmarks runs it twice, with the new mixture and with th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -20,26 +20,11 @@ from throughline.model.decoder import Decoder
 from throughline.pretrain.config import ContinueConfig, PretrainConfig
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
-from throughline.training.batch import Batch
 from throughline.training.config import OptimizerConfig, TrainConfig
 from throughline.training.loop import train
 from throughline.training.objectives import NextToken
 from throughline.training.shards import ShardSet
-from throughline.training.sources import StatelessSource
-
-
-class ShardSource(StatelessSource):
-    """Windows of the mixture, a pure function of the step."""
-
-    def __init__(
-        self, shards: ShardSet, batch_tokens: int, length: int, seed: int, weights: Mapping[str, float] | None
-    ) -> None:
-        self.shards, self.length, self.seed, self.weights = shards, length, seed, weights
-        self.rows = max(1, batch_tokens // length)
-
-    def next(self, step: int) -> Sequence[Batch]:
-        rows = self.shards.batch(step, self.rows, self.length, self.seed, self.weights)
-        return [Batch(torch.from_numpy(rows))]
+from throughline.training.sources import ShardSource
 
 
 def pretrain(config: PretrainConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:

@@ -1,8 +1,8 @@
-"""Batch sources over a fixed list of examples.
+"""Batch sources over fixed data, all pure functions of (seed, step), so resume needs nothing but the step number.
 
 `ExampleSource` walks shuffled epochs over examples and packs each step's share; `FamilySource` mixes families in fixed
-proportions; `PairSource` keeps preference pairs together. All are pure functions of (seed, step), so resume needs
-nothing but the step number.
+proportions; `PairSource` keeps preference pairs together; `ShardSource` reads token shards. Not covered: data sampled
+from the model (see `rl.rollout`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from math import floor
 from typing import Any
 
 import numpy as np
+import torch
 
 from throughline.base.errors import UserError
 from throughline.training.batch import Batch, Example, build_batch, pack
+from throughline.training.shards import ShardSet
 
 
 class StatelessSource:
@@ -131,3 +133,17 @@ class FamilySource(StatelessSource):
     def next(self, step: int) -> Sequence[Batch]:
         chosen = family_indices(self.sizes, self.shares, self.per_step, step, self.seed)
         return pack([self.examples[name][i] for name, i in chosen], self.row_length, self.rows_per_batch)
+
+
+class ShardSource(StatelessSource):
+    """Windows of the mixture, a pure function of the step."""
+
+    def __init__(
+        self, shards: ShardSet, batch_tokens: int, length: int, seed: int, weights: Mapping[str, float] | None
+    ) -> None:
+        self.shards, self.length, self.seed, self.weights = shards, length, seed, weights
+        self.rows = max(1, batch_tokens // length)
+
+    def next(self, step: int) -> Sequence[Batch]:
+        rows = self.shards.batch(step, self.rows, self.length, self.seed, self.weights)
+        return [Batch(torch.from_numpy(rows))]

@@ -7,14 +7,29 @@ assistant wrote nothing is an error, never a row that trains on nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from throughline.base.errors import UserError
-from throughline.grading.tasks import Task
 from throughline.model.tokenizer import Tokenizer
 from throughline.training.batch import Example
+
+
+class Conversational(Protocol):
+    """What a task offers training: a prompt and written answers. `grading.tasks.Task` is one."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def messages(self) -> Sequence[Mapping[str, Any]]: ...
+    @property
+    def responses(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+Some = TypeVar("Some", bound=Conversational)
 
 
 def message_example(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], name: str) -> Example:
@@ -25,7 +40,7 @@ def message_example(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]],
     return Example(ids, [float(wrote) for wrote in mask])
 
 
-def choose_response(task: Task, styles: Mapping[str, float], rng: np.random.Generator) -> dict[str, Any]:
+def choose_response(task: Conversational, styles: Mapping[str, float], rng: np.random.Generator) -> Mapping[str, Any]:
     """One of the task's written answers, drawn by the weights of their styles (a style not named weighs 1)."""
     weights = np.array([styles.get(response["style"], 1.0) for response in task.responses], dtype=float)
     if weights.sum() <= 0:
@@ -35,7 +50,7 @@ def choose_response(task: Task, styles: Mapping[str, float], rng: np.random.Gene
 
 def task_examples(
     tokenizer: Tokenizer,
-    tasks: Sequence[Task],
+    tasks: Sequence[Conversational],
     styles: Mapping[str, float],
     rng: np.random.Generator,
     limits: Mapping[str, int] | None = None,
@@ -52,7 +67,7 @@ def task_examples(
     return found
 
 
-def families_of(tasks: Sequence[Task], wanted: Mapping[str, float]) -> dict[str, list[Task]]:
+def families_of(tasks: Sequence[Some], wanted: Mapping[str, float]) -> dict[str, list[Some]]:
     """The tasks of each family with a share above zero, in order."""
     names = [name for name, share in wanted.items() if share > 0]
     return {name: [task for task in tasks if task.family == name] for name in names}

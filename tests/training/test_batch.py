@@ -1,0 +1,54 @@
+"""Packing changes nothing but the padding."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support_model import tiny_model
+from throughline.base.errors import UserError
+from throughline.training.batch import Example, assign_rows, build_batch, pack
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(2, 30), min_size=1, max_size=12), row=st.integers(30, 90))
+def test_packed_hidden_states_equal_unpacked_ones(lengths, row):
+    model = tiny_model(3)
+    generator = torch.Generator().manual_seed(sum(lengths))
+    examples = [
+        Example(torch.randint(10, 300, (n,), generator=generator).tolist(), [1.0] * n, scalars={"id": float(i)})
+        for i, n in enumerate(lengths)
+    ]
+    seen = set()
+    for batch in pack(examples, row, 3):
+        with torch.no_grad():
+            hidden = model(batch.tokens_BT, positions_BT=batch.positions_BT, mask=batch.mask())
+        for number, identity in enumerate(batch.scalars["id"].tolist()):
+            where = batch.sequences_BT == number
+            example = examples[int(identity)]
+            assert batch.tokens_BT[where].tolist() == list(example.tokens)
+            with torch.no_grad():
+                alone = model(torch.tensor([example.tokens]))[0]
+            torch.testing.assert_close(hidden[where], alone, atol=1e-5, rtol=1e-4)
+            seen.add(int(identity))
+    assert seen == set(range(len(examples)))
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60))
+def test_rows_hold_every_sequence_once_and_waste_less_than_half(lengths):
+    rows = assign_rows(lengths, 50)
+    assert sorted(n for row in rows for n in row) == list(range(len(lengths)))
+    loads = sorted(sum(lengths[n] for n in row) for row in rows)
+    assert loads[-1] <= 50
+    # Best fit never leaves two rows that one could hold.
+    assert len(loads) < 2 or loads[0] + loads[1] > 50
+
+
+def test_the_first_id_of_a_sequence_is_never_a_label():
+    batch = build_batch([[Example([10, 11], [1, 1]), Example([12, 13, 14], [1, 1, 1])]])
+    assert batch.weights_BT.tolist() == [[0, 1, 0, 1, 1]]
+
+
+def test_a_sequence_longer_than_a_row_is_refused():
+    with pytest.raises(UserError, match="sequence_length"):
+        assign_rows([5, 61], 60)
