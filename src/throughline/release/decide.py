@@ -17,7 +17,7 @@ from typing import Any
 
 from throughline.base.errors import UserError
 from throughline.base.files import read_json, read_jsonl
-from throughline.grading.statistics import Comparison, holm, paired_comparison
+from throughline.grading.statistics import Z95, Comparison, holm, paired_comparison
 from throughline.release.config import GateConfig
 from throughline.release.evidence import compare, families_of
 
@@ -58,7 +58,7 @@ def compare_sources(before: Path, after: Path, config: GateConfig, seed: int) ->
     """Bits per byte of every source both evaluate artifacts have, paired over windows of held-out text.
 
     Windows count by their bytes, so the mean difference is exactly the difference of the two totals. Windows come from
-    `bpb.jsonl`; where an artifact has none, single values are compared and nothing can be called better.
+    `bpb.jsonl`; where an artifact has none, the means are compared with their intervals, unpaired.
     """
     windows = [_windows(path) for path in (before, after)]
     if windows[0] and windows[1]:
@@ -79,12 +79,11 @@ def compare_sources(before: Path, after: Path, config: GateConfig, seed: int) ->
             results.append(Measured(source, "bits_per_byte", measured, config.bits_margin, lower_is_better=True))
         return results
     values = [_values(path) for path in (before, after)]
-    results = []
-    for source in sorted(values[0].keys() & values[1].keys()):
-        difference = values[0][source] - values[1][source]
-        single = Comparison(n=1, difference=difference, low=difference, high=difference, p=1.0, better=None)
-        results.append(Measured(source, "bits_per_byte", single, config.bits_margin, lower_is_better=True))
-    return results
+    shared = sorted(values[0].keys() & values[1].keys())
+    return [
+        Measured(source, "bits_per_byte", _unpaired(values[0][source], values[1][source]), config.bits_margin, True)
+        for source in shared
+    ]
 
 
 def decide(name: str, before: str, after: str, measured: Sequence[Measured], config: GateConfig) -> dict[str, Any]:
@@ -99,7 +98,6 @@ def decide(name: str, before: str, after: str, measured: Sequence[Measured], con
     adjusted = holm([one.found.p for one in measured])
     for one, p in zip(measured, adjusted, strict=True):
         better = one.found.better if p < 0.05 else None
-        # Single values have no interval to stay above a margin; they are held to it themselves.
         inferior = one.found.low <= -one.margin
         rows.append(one.row(after, before) | {"p_holm": p, "better": better, "inferior": inferior})
         line = f"{one.task} ({one.metric}): {rows[-1]['difference']:+.3f} [{rows[-1]['low']:+.3f}, "
@@ -145,6 +143,16 @@ def _windows(path: Path) -> dict[tuple[str, int], tuple[float, int]]:
     return {(row["source"], row["window"]): (float(row["bits"]), int(row["bytes"])) for row in read_jsonl(file)}
 
 
-def _values(path: Path) -> dict[str, float]:
+def _values(path: Path) -> dict[str, Mapping[str, Any]]:
     rows = read_json(path / "summary.json")["evaluations"]
-    return {str(row["task"]): float(row["value"]) for row in rows if row["metric"] == "bits_per_byte"}
+    return {str(row["task"]): row for row in rows if row["metric"] == "bits_per_byte" and row["value"] is not None}
+
+
+def _unpaired(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
+    """Two means with their intervals as if from different texts: wider than the paired comparison, never narrower."""
+    difference = float(before["value"]) - float(after["value"])
+    error = math.hypot(*((row["high"] - row["low"]) / (2 * Z95) for row in (before, after)))
+    p = math.erfc(abs(difference) / error / math.sqrt(2)) if error > 0 else 1.0
+    better = None if p >= 0.05 else ("a" if difference > 0 else "b")
+    n = min(int(before["n"]), int(after["n"]))
+    return Comparison(n, difference, difference - Z95 * error, difference + Z95 * error, p, better)  # type: ignore[arg-type]

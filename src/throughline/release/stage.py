@@ -97,7 +97,7 @@ def release(config: ReleaseConfig, inputs: Mapping[str, Artifact], ctx: Context)
 
 
 def gate(config: GateConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
-    """Loop A: whether the retrained candidate (`after`) replaces the champion (`before`); both are evaluate artifacts."""
+    """Loop A: whether the retrained candidate replaces the champion; `after` and `before` are evaluate artifacts."""
     before, after = inputs["before"].path, inputs["after"].path
     seed = ctx.seed_for("comparisons") % 2**31
     measured = compare_families(read_items(before, config.mode), read_items(after, config.mode), config, seed)

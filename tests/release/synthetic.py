@@ -1,0 +1,81 @@
+"""Evaluate artifacts and checkpoint folders with known contents."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.support_model import tiny_model, tiny_tokenizer
+from throughline.base.files import write_json, write_jsonl
+from throughline.model.checkpoint import save_checkpoint
+from throughline.release.evidence import Evidence, Size, gather, scores
+
+FAMILIES = ("arithmetic", "word_problem", "ordering", "code", "format", "safety")
+
+
+def items(rates: Mapping[str, float], n: int = 200, seed: int = 0, mode: str = "sampled") -> list[dict]:
+    """`n` rows per family whose share of ones is the family's rate; equal seeds succeed on nested task sets."""
+    rows = []
+    for family, rate in rates.items():
+        rng = random.Random(f"{seed}/{family}")
+        draws = [rng.random() for _ in range(n)]
+        for number, draw in enumerate(draws):
+            safe_half = family == "safety" and number % 2 == 1
+            score = float(draw < rate)
+            flags = ["over_refusal"] if safe_half and not score else []
+            rows.append(
+                {
+                    "task": f"{family}-{number}",
+                    "family": family,
+                    "mode": mode,
+                    "score": score,
+                    "output": "14",
+                    "tokens": 5,
+                    "finish": "stop",
+                    "thinking": False,
+                    "flags": flags,
+                }
+            )
+    return rows
+
+
+UNSAFE = {f"safety-{number}": number % 2 == 0 for number in range(1000)}
+
+
+def write_evaluation(path: Path, rates: Mapping[str, float], name: str = "align", n: int = 200, seed: int = 0) -> Path:
+    rows = items(rates, n, seed)
+    write_jsonl(path / "items.jsonl", rows)
+    evaluations = [
+        {
+            "checkpoint": name,
+            "task": family,
+            "metric": "sampled pass@1",
+            "n": n,
+            "value": sum(scores(rows, family).values()) / n,
+            "low": 0.0,
+            "high": 1.0,
+            "seed": 0,
+            "ungradable": 0,
+        }
+        for family in rates
+    ]
+    write_json(path / "summary.json", {"evaluations": evaluations})
+    return path
+
+
+def write_checkpoint(path: Path, seed: int = 0, **changes: object) -> Path:
+    tiny_tokenizer(path.parent / "tokenizer")
+    save_checkpoint(tiny_model(seed, **changes), path.parent / "tokenizer", path)
+    return path
+
+
+def evidence(
+    tmp_path: Path, name: str, rates: Mapping[str, float] | float, parameters: int = 1000, tools=None
+) -> Evidence:
+    rates = dict.fromkeys(FAMILIES, rates) if isinstance(rates, float) else rates
+    path = write_evaluation(tmp_path / f"evaluate_{name}", rates, name)
+    checkpoint = write_checkpoint(tmp_path / name) if not (tmp_path / name).exists() else tmp_path / name
+    found = gather(name, checkpoint, path, "sampled", UNSAFE)
+    size = Size(parameters, 4 * parameters, 2 * parameters)
+    return Evidence(**{**vars(found), "size": size, "tools": tools})
