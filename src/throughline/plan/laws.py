@@ -41,17 +41,17 @@ def optimal_parameters(flops: float, tokens_per_parameter: float) -> float:
 
 def batch_law(flops: float) -> float:
     """Tokens per step: 0.2920 C^0.3271 (DeepSeek LLM, arXiv:2401.02954, eq. 1)."""
-    return 0.2920 * flops**0.3271
+    return 0.2920 * math.pow(flops, 0.3271)
 
 
 def learning_rate_law(flops: float) -> float:
     """Peak learning rate of AdamW: 0.3118 C^-0.1250 (DeepSeek LLM, arXiv:2401.02954, eq. 1)."""
-    return 0.3118 * flops**-0.1250
+    return 0.3118 * math.pow(flops, -0.1250)
 
 
 def round_batch(tokens: float, sequence_length: int) -> int:
     """`tokens` as the nearest power-of-two number of sequences, at least one."""
-    return sequence_length * 2 ** max(0, round(math.log2(max(1.0, tokens / sequence_length))))
+    return sequence_length << max(0, round(math.log2(max(1.0, tokens / sequence_length))))
 
 
 def shape(width: int, layers: int, vocab_size: int, positions: int, qk_norm: bool = True) -> ModelConfig:
