@@ -1,0 +1,82 @@
+"""Progress of long work: a bar with ETA on a terminal, a line every fifteen seconds elsewhere.
+
+Lines go to standard error, so that `--json` on standard output stays clean.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+LINE_EVERY = 15.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class Progress:
+    """Counts done work and shows it."""
+
+    def __init__(self, description: str, total: float, tick: Callable[[], None]) -> None:
+        self.description, self.total, self.done, self.text = description, total, 0.0, ""
+        self._tick = tick
+
+    def advance(self, n: float = 1) -> None:
+        """Count `n` more units as done."""
+        self.done += n
+        self._tick()
+
+    def note(self, text: str) -> None:
+        """Show a short text beside the bar."""
+        self.text = text
+
+
+class _LineProgress(Progress):
+    def __init__(self, description: str, total: float, tick: Callable[[], None], console: Console) -> None:
+        super().__init__(description, total, tick)
+        self.console = console
+        self.started = self.shown = time.monotonic()
+
+    def advance(self, n: float = 1) -> None:
+        super().advance(n)
+        now = time.monotonic()
+        if now - self.shown >= LINE_EVERY and self.done > 0:
+            self.shown = now
+            left = (now - self.started) * (self.total - self.done) / self.done
+            share = self.done / max(self.total, 1e-9)
+            self.console.print(
+                f"  {self.description}: {share:.0%}, about {left:.0f} s left  {self.text}", highlight=False
+            )
+
+
+class _BarProgress(Progress):
+    def __init__(self, description: str, total: float, tick: Callable[[], None], bar: RichProgress) -> None:
+        super().__init__(description, total, tick)
+        self.bar = bar
+        self.task = bar.add_task(description, total=total, note="")
+
+    def advance(self, n: float = 1) -> None:
+        super().advance(n)
+        self.bar.update(self.task, completed=self.done, note=self.text)
+
+
+@contextmanager
+def show_progress(description: str, total: float, tick: Callable[[], None]) -> Iterator[Progress]:
+    """A `Progress` for as long as the block runs; `tick` is called at every advance."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _LineProgress(description, total, tick, console)
+        return
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with RichProgress(*columns, console=console, transient=True) as bar:
+        yield _BarProgress(description, total, tick, bar)
