@@ -104,6 +104,9 @@ def prctl(option: int, *arguments: Any) -> bool:
 
 
 LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+if LIBC is not None:
+    # Without this, addresses would be passed as 32-bit integers.
+    LIBC.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
 FILTER = system_call_filter()
 
 
@@ -217,8 +220,11 @@ def child(request: dict[str, Any], result: int, base_bytes: int) -> None:
             return "error", None, f"{type(error).__name__}: {text}"
 
     if not trusted:
+        # A module that is not loaded yet is plainly missing, rather than an attempt to read files.
+        sys.path, sys.path_hooks = [], []
         sys.addaudithook(guard)
-    namespace: dict[str, Any] = {"__name__": "solution"}
+    module = sys.modules["solution"] = type(sys)("solution")  # dataclasses look their module up by name
+    namespace: dict[str, Any] = module.__dict__
     status, _, error = attempt(lambda: exec(compile(request["source"], "<solution>", "exec"), namespace))
     entry = namespace.get(request["entry"])
     if status == "ok" and not callable(entry):
