@@ -96,7 +96,8 @@ class Harness:
         """Attempt every task; `sampling.n` trajectories per task, in the order of `tasks`.
 
         `sampling.max_new_tokens` bounds one generation. A task that stands twice in `tasks` is sampled twice, with
-        different seeds. `progress` is called with the number of attempts that ended.
+        different seeds. `progress` is called after every turn with the number of attempts that ended in it (a task is
+        `vote` attempts).
         """
         if self.config.vote > 1 and sampling.temperature == 0:
             sampling = replace(sampling, temperature=self.config.vote_temperature)
@@ -113,7 +114,7 @@ class Harness:
             for episode, (completion,) in zip(running, completions, strict=True):
                 self._advance(engine.tokenizer, environment, episode, completion)
             ended = sum(1 for episode in running if episode.finish)
-            if progress is not None and ended:
+            if progress is not None:
                 progress(ended)
             running = [episode for episode in running if not episode.finish]
         return [self._decide(group) for group in groups]

@@ -24,7 +24,7 @@ def matmul_flops(size: int = 512, seconds: float = 0.3) -> float:
 
 
 def training_tokens_per_second(
-    model: ModelConfig, sequence_length: int, batch_tokens: int, seconds: float = 4.0
+    model: ModelConfig, sequence_length: int, batch_tokens: int, seconds: float = 2.0
 ) -> float:
     """Median tokens/s of forward, loss and backward of a fresh decoder of this shape."""
     decoder = Decoder(model).initialize(torch.Generator().manual_seed(0))

@@ -90,9 +90,7 @@ def excesses(
     return excess, reasons
 
 
-def scale_within(
-    wanted: Mapping[str, float], low: Mapping[str, float], high: Mapping[str, float]
-) -> dict[str, float]:
+def scale_within(wanted: Mapping[str, float], low: Mapping[str, float], high: Mapping[str, float]) -> dict[str, float]:
     """`wanted` times one factor, clipped to [low, high], so that the sum is one; needs sum(low) <= 1 <= sum(high)."""
 
     def clipped(factor: float) -> dict[str, float]:
