@@ -45,7 +45,10 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` atomically."""
-    write_atomic(path, lambda file: file.write(content) and None)
+    def write(file: IO[bytes]) -> None:
+        file.write(content)
+
+    write_atomic(path, write)
 
 
 def write_text(path: Path, content: str) -> None:

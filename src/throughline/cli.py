@@ -1,0 +1,276 @@
+"""The command line: `throughline run laptop`, and everything that looks at or uses what a run made.
+
+Heavy modules are imported by the command that needs them, so `throughline --help` answers at once. Anything the user
+can mend is printed as one paragraph on standard error with exit status 2. Not covered: doing any of the work itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from throughline.base.errors import UserError
+
+app = typer.Typer(
+    help="Throughline: raw text to a released, served and re-trained language model, in one line.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+loop_app = typer.Typer(help="Turn one of the two loops again.", no_args_is_help=True)
+app.add_typer(loop_app, name="loop")
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, e.g. grpo.steps=50.")]
+DirOption = Annotated[Path | None, typer.Option("--dir", help="Run directory; default runs/<recipe name>.")]
+RunDirOption = Annotated[Path, typer.Option("--dir", help="Run directory.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SeedOption = Annotated[int | None, typer.Option(help="Override the recipe's seed.")]
+UntilOption = Annotated[str | None, typer.Option(help="Run this stage and what it needs, no more.")]
+DEFAULT_RUN = Path("runs/laptop")
+
+
+def _load(recipe: str, overrides: list[str] | None, seed: int | None, directory: Path | None) -> tuple[Any, Path]:
+    from throughline.recipe import find_recipe, load_recipe
+
+    loaded = load_recipe(find_recipe(recipe), overrides or [], seed)
+    return loaded, directory or Path("runs") / loaded.name
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument = "laptop",
+    until: UntilOption = None,
+    overrides: SetOption = None,
+    directory: DirOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Run the line: what is done stays, what changed runs, what was cut short goes on."""
+    from throughline.line import run_line, stop_on_signals
+
+    loaded, run_dir = _load(recipe, overrides, seed, directory)
+    stop_on_signals()
+    done = run_line(loaded, run_dir, until, say=_say)
+    if "loop_benchmarks" in done or until is not None:
+        from throughline.report.page import refresh_report
+
+        page = refresh_report(run_dir)
+        _say(f"Done. Report: {page}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument = "laptop",
+    until: UntilOption = None,
+    overrides: SetOption = None,
+    directory: DirOption = None,
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run would do and why, without doing it."""
+    from throughline.line import plan_line
+
+    loaded, run_dir = _load(recipe, overrides, seed, directory)
+    rows = plan_line(loaded, run_dir, until)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    _table(["stage", "action", "why"], [[row["name"], row["action"], row["why"]] for row in rows])
+
+
+@app.command()
+def status(directory: RunDirOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
+    """Show the state of every stage of a run."""
+    from dataclasses import asdict
+
+    from throughline.line import status as read_status
+
+    rows = read_status(directory)
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    cells = [
+        [
+            f"{row.room} {row.stage}",
+            row.name,
+            row.state,
+            "" if row.seconds is None else f"{row.seconds:.1f}",
+            (row.digest or "")[:12],
+        ]
+        for row in rows
+    ]
+    _table(["room", "stage", "state", "seconds", "digest"], cells)
+
+
+@app.command()
+def why(stage: str, directory: RunDirOption = DEFAULT_RUN) -> None:
+    """Say why a stage last ran."""
+    from throughline.line import why as read_why
+
+    row = read_why(directory, stage)
+    print(f"{row.name} ({row.state}): {row.why or 'it has not run yet'}")
+
+
+@app.command()
+def report(
+    directory: RunDirOption = DEFAULT_RUN,
+    as_json: JsonOption = False,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Write the report page of a run, or print its numbers."""
+    if as_json:
+        from throughline.report.data import build_report
+
+        print(json.dumps(build_report(directory), indent=2))
+        return
+    from throughline.report.page import write_report
+
+    page = write_report(directory)
+    print(page)
+    if show:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def serve(
+    directory: RunDirOption = DEFAULT_RUN,
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint or release directory instead of the champion.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    database: Annotated[str | None, typer.Option(help="Where traffic is recorded: a file or a database URL.")] = None,
+) -> None:
+    """Serve the champion over the OpenAI API and record its traffic."""
+    from throughline.serve.app import serve as start
+
+    start(_served(directory, model), host, port, database or str(directory / "traffic.sqlite"))
+
+
+@app.command()
+def chat(
+    directory: RunDirOption = DEFAULT_RUN,
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint or release directory instead of the champion.")
+    ] = None,
+) -> None:
+    """Talk to the champion in the terminal."""
+    from throughline.serve.chat import chat as talk
+
+    talk(_served(directory, model))
+
+
+def _served(directory: Path, model: Path | None) -> Path:
+    if model is not None:
+        return model
+    from throughline.store.store import Store
+
+    return Store(directory).ref("champion").path
+
+
+@loop_app.command("traffic")
+def loop_traffic(
+    recipe: RecipeArgument = "laptop",
+    overrides: SetOption = None,
+    directory: DirOption = None,
+    seed: SeedOption = None,
+    database: Annotated[str | None, typer.Option(help="Recorded traffic; default a scripted client's.")] = None,
+) -> None:
+    """Traffic to data to a retrained candidate to the gate."""
+    from throughline.loops import loop_traffic as turn
+
+    loaded, run_dir = _load(recipe, overrides, seed, directory)
+    print(json.dumps(turn(run_dir, loaded, database=database, say=_say), indent=2))
+
+
+@loop_app.command("benchmarks")
+def loop_benchmarks(
+    recipe: RecipeArgument = "laptop",
+    overrides: SetOption = None,
+    directory: DirOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Weak held-out areas to a new mixture to the next pretraining."""
+    from throughline.loops import loop_benchmarks as turn
+
+    loaded, run_dir = _load(recipe, overrides, seed, directory)
+    print(json.dumps(turn(run_dir, loaded, say=_say), indent=2))
+
+
+@app.command()
+def stages(as_json: JsonOption = False) -> None:
+    """List the stages of the line, what each takes and where its settings are."""
+    from throughline.graph import LINE, ROOMS
+
+    if as_json:
+        rows = [
+            {"name": s.name, "room": s.room, "inputs": dict(s.inputs), "section": s.recipe_section, "kind": s.kind}
+            for s in LINE
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    cells = [
+        [f"{s.room} {ROOMS[s.room]}", s.name, s.recipe_section, ", ".join(sorted(set(s.inputs.values())))] for s in LINE
+    ]
+    _table(["room", "stage", "section", "takes"], cells)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe."""
+    from throughline.recipe import schema as build
+
+    print(json.dumps(build(), indent=2))
+
+
+@app.command()
+def verify(directory: RunDirOption = DEFAULT_RUN) -> None:
+    """Check that every artifact still has the content it was committed with."""
+    from throughline.store.store import Store
+
+    store = Store(directory)
+    damaged = store.verify()
+    if damaged:
+        raise UserError(
+            f"{len(damaged)} artifacts changed since they were committed: {', '.join(damaged)}",
+            "delete those directories and run the line again",
+        )
+    print(f"{len(store.artifacts())} artifacts, all as committed")
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"throughline: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("throughline: stopped; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""The line as a table: nine stages and two loops as nodes that hand each other artifacts.
+
+Each node names its function, the recipe section that configures it, and where each input comes from. `throughline
+stages` prints it. Editing the line means editing this table. Not covered: running it (see `throughline.line`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from throughline.base.config import Config
+
+ROOMS = {
+    1: "Raw data",
+    2: "Data engineering",
+    3: "System recipe",
+    4: "Pretraining",
+    5: "Post-training",
+    6: "Graders and evaluation",
+    7: "Agent harness",
+    8: "Distillation",
+    9: "Deployment",
+}
+
+CONFIGS = {
+    "raw": "throughline.corpus.config:RawConfig",
+    "tasks": "throughline.corpus.config:TasksConfig",
+    "data": "throughline.corpus.config:DataConfig",
+    "plan": "throughline.plan.config:PlanConfig",
+    "pretrain": "throughline.pretrain.config:PretrainConfig",
+    "graders": "throughline.grading.config:GradersConfig",
+    "evaluate": "throughline.grading.config:EvaluateConfig",
+    "sft": "throughline.posttrain.config:SFTConfig",
+    "grpo": "throughline.posttrain.config:GRPOConfig",
+    "rft": "throughline.posttrain.config:RFTConfig",
+    "align": "throughline.posttrain.config:AlignConfig",
+    "harness": "throughline.agents.config:HarnessSearchConfig",
+    "traces": "throughline.distill.config:TracesConfig",
+    "student_base": "throughline.distill.config:StudentBaseConfig",
+    "student": "throughline.distill.config:StudentConfig",
+    "quantize": "throughline.distill.config:QuantizeConfig",
+    "release": "throughline.release.config:ReleaseConfig",
+    "traffic": "throughline.serve.config:TrafficConfig",
+    "traffic_data": "throughline.corpus.config:TrafficDataConfig",
+    "retrain": "throughline.posttrain.config:RetrainConfig",
+    "loop_traffic": "throughline.release.config:GateConfig",
+    "remix": "throughline.plan.config:RemixConfig",
+    "pretrain_next": "throughline.pretrain.config:ContinueConfig",
+    "loop_benchmarks": "throughline.release.config:GateConfig",
+}
+"""Recipe section to config class."""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One node of the line."""
+
+    name: str
+    room: int
+    """Which of the nine stages it belongs to."""
+    function: str
+    """"module:name", imported only when it runs."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Role to node."""
+    section: str = ""
+    """Recipe section; empty is the node's own name."""
+    kind: str = "checkpoint"
+    """What its artifact holds."""
+    version: int = 1
+    """Raised by hand when the stage's results change for the same config and inputs."""
+
+    @property
+    def recipe_section(self) -> str:
+        return self.section or self.name
+
+    def load(self) -> Callable[[Any, Mapping[str, Any], Any], None]:
+        """The stage function."""
+        return load_name(self.function)
+
+
+def load_name(name: str) -> Any:
+    """What "module:name" refers to."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def config_class(section: str) -> type[Config]:
+    """The config class of a recipe section."""
+    return load_name(CONFIGS[section])
+
+
+def evaluation(checkpoint: str) -> StageSpec:
+    """The node that evaluates `checkpoint` on every held-out task."""
+    inputs = {"checkpoint": checkpoint, "tasks": "tasks", "graders": "graders", "data": "data"}
+    return StageSpec(
+        f"evaluate_{checkpoint}", 6, "throughline.grading.stage:evaluate", inputs, "evaluate", "evaluation"
+    )
+
+
+CANDIDATES = ("sft", "grpo", "rft", "align", "student", "quantize")
+"""Checkpoints that may be released."""
+
+LINE: tuple[StageSpec, ...] = (
+    StageSpec("raw", 1, "throughline.corpus.stage:raw", kind="documents"),
+    StageSpec("tasks", 1, "throughline.corpus.stage:tasks", kind="tasks"),
+    StageSpec("data", 2, "throughline.corpus.stage:data", {"raw": "raw", "tasks": "tasks"}, kind="corpus"),
+    StageSpec("graders", 6, "throughline.grading.stage:graders", {"tasks": "tasks"}, kind="graders"),
+    StageSpec("plan", 3, "throughline.plan.stage:plan", {"data": "data"}, kind="plan"),
+    StageSpec("pretrain", 4, "throughline.pretrain.stage:pretrain", {"data": "data", "plan": "plan"}),
+    evaluation("pretrain"),
+    StageSpec("sft", 5, "throughline.posttrain.stage:sft", {"base": "pretrain", "tasks": "tasks"}),
+    evaluation("sft"),
+    StageSpec("grpo", 5, "throughline.posttrain.stage:grpo", {"policy": "sft", "tasks": "tasks", "graders": "graders"}),
+    evaluation("grpo"),
+    StageSpec("rft", 5, "throughline.posttrain.stage:rft", {"policy": "grpo", "tasks": "tasks"}),
+    evaluation("rft"),
+    StageSpec(
+        "align", 5, "throughline.posttrain.stage:align", {"policy": "rft", "tasks": "tasks", "graders": "graders"}
+    ),
+    evaluation("align"),
+    StageSpec(
+        "harness",
+        7,
+        "throughline.agents.stage:harness",
+        {"policy": "align", "tasks": "tasks", "graders": "graders"},
+        kind="harness",
+    ),
+    StageSpec(
+        "traces",
+        8,
+        "throughline.distill.stage:traces",
+        {"teacher": "align", "tasks": "tasks", "graders": "graders"},
+        kind="traces",
+    ),
+    StageSpec("student_base", 8, "throughline.distill.stage:student_base", {"data": "data", "plan": "plan"}),
+    StageSpec(
+        "student_plain", 8, "throughline.distill.stage:student", {"base": "student_base", "tasks": "tasks"}, "student"
+    ),
+    evaluation("student_plain"),
+    StageSpec(
+        "student",
+        8,
+        "throughline.distill.stage:student",
+        {"base": "student_base", "tasks": "tasks", "traces": "traces"},
+    ),
+    evaluation("student"),
+    StageSpec("quantize", 8, "throughline.distill.stage:quantize", {"checkpoint": "align"}),
+    evaluation("quantize"),
+    StageSpec(
+        "release",
+        9,
+        "throughline.release.stage:release",
+        {
+            **{name: name for name in CANDIDATES},
+            **{f"evaluate_{name}": f"evaluate_{name}" for name in CANDIDATES},
+            "harness": "harness",
+            "tasks": "tasks",
+            "graders": "graders",
+            "data": "data",
+        },
+        kind="release",
+    ),
+    StageSpec(
+        "traffic",
+        9,
+        "throughline.serve.stage:traffic",
+        {"release": "release", "tasks": "tasks", "graders": "graders"},
+        kind="traffic",
+    ),
+    StageSpec(
+        "traffic_data",
+        2,
+        "throughline.corpus.stage:traffic_data",
+        {"traffic": "traffic", "tasks": "tasks"},
+        kind="corpus",
+    ),
+    StageSpec(
+        "retrain",
+        5,
+        "throughline.posttrain.stage:retrain",
+        {"policy": "release", "traffic": "traffic_data", "tasks": "tasks"},
+    ),
+    evaluation("retrain"),
+    StageSpec(
+        "loop_traffic",
+        9,
+        "throughline.release.stage:gate",
+        {"before": "release", "after": "evaluate_retrain"},
+        kind="decision",
+    ),
+    StageSpec(
+        "remix", 3, "throughline.plan.stage:remix", {"data": "data", "evaluations": "evaluate_pretrain"}, kind="mixture"
+    ),
+    StageSpec(
+        "pretrain_next",
+        4,
+        "throughline.pretrain.stage:continue_pretraining",
+        {"base": "pretrain", "data": "data", "plan": "plan", "mixture": "remix"},
+    ),
+    StageSpec(
+        "pretrain_control",
+        4,
+        "throughline.pretrain.stage:continue_pretraining",
+        {"base": "pretrain", "data": "data", "plan": "plan", "mixture": "remix"},
+        "pretrain_next",
+    ),
+    evaluation("pretrain_next"),
+    evaluation("pretrain_control"),
+    StageSpec(
+        "loop_benchmarks",
+        4,
+        "throughline.release.stage:gate_benchmarks",
+        {"before": "evaluate_pretrain_control", "after": "evaluate_pretrain_next"},
+        kind="decision",
+    ),
+)
+"""Every node, in an order in which they can run."""
+
+
+def upstream(line: Sequence[StageSpec], name: str) -> list[StageSpec]:
+    """`name` and everything it needs, in order. Raises `KeyError` for an unknown node."""
+    by_name = {spec.name: spec for spec in line}
+    wanted, open_names = set(), [name]
+    while open_names:
+        current = open_names.pop()
+        if current not in wanted:
+            wanted.add(current)
+            open_names += by_name[current].inputs.values()
+    return [spec for spec in line if spec.name in wanted]
+
+
+def check(line: Sequence[StageSpec]) -> None:
+    """Raise `ValueError` when a node comes before what it needs, or two share a name."""
+    seen: set[str] = set()
+    for spec in line:
+        missing = sorted(set(spec.inputs.values()) - seen)
+        if missing or spec.name in seen:
+            raise ValueError(f"{spec.name}: {'needs ' + ', '.join(missing) if missing else 'appears twice'}")
+        seen.add(spec.name)
