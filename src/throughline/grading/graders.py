@@ -11,7 +11,6 @@ thinking as `sample.output_text`. Not covered: score_model and label_model, whic
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -187,8 +186,8 @@ def combine(formula: Formula, parts: Mapping[str, Grade]) -> Grade:
         score = formula(values)
     except (ArithmeticError, ValueError) as error:
         return Grade(None, evidence=f"{formula.text}: {error}", flags=flags)
-    # Weights such as 0.7 + 0.2 + 0.1 sum to a hair more than 1.
+    # Weights such as 0.7 + 0.2 + 0.1 sum to a hair off 1.
     if not -1e-9 <= score <= 1 + 1e-9:
         return Grade(None, evidence=f"{formula.text} gives {score:.4g}, outside 0..1", flags=flags)
     evidence = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-    return Grade(math.fsum([min(1.0, max(0.0, score))]), evidence=evidence, flags=flags)
+    return Grade(round(min(1.0, max(0.0, score)), 12), evidence=evidence, flags=flags)

@@ -1,0 +1,81 @@
+"""The audit lets strict graders pass and catches the ones that a policy would exploit."""
+
+import pytest
+
+from throughline.base.errors import UserError
+from throughline.grading.audit import audit, failed_probes, require_passed
+from throughline.grading.graders import GraderSet
+
+REASONING = ["arithmetic", "word_problem", "ordering"]
+
+
+@pytest.fixture(scope="module")
+def report(tasks, graders):
+    return audit(graders, tasks, seed=0)
+
+
+def test_the_strict_graders_pass(report):
+    failures = {name: failed_probes(entry) for name, entry in report.items() if not entry["passed"]}
+    assert set(failures) == {"naive_contains"}
+
+
+def test_the_naive_grader_pays_for_spam(report):
+    assert any(text.startswith("answer_spam pays") for text in failed_probes(report["naive_contains"]))
+    with pytest.raises(UserError, match="'naive_contains' fails its audit: answer_spam pays"):
+        require_passed(report, ["final_answer", "naive_contains"])
+    require_passed(report, ["final_answer", "refusal", "code_tests", "format_check", "steps"])
+    with pytest.raises(UserError, match="never audited"):
+        require_passed(report, ["other"])
+
+
+def test_every_listed_exploit_was_tried(report):
+    tried = {name: {row["probe"] for row in entry["probes"]} for name, entry in report.items()}
+    common = {"reference", "empty", "answer_spam", "format_only", "copied_prompt", "think_only", "unclosed_think"}
+    assert all(common | {"repeated", "truncated"} <= probes for probes in tried.values())
+    assert {"exit_zero", "exit_hard", "always_equal", "equal_subclass", "forged_result"} <= tried["code_tests"]
+    assert {"refuse_everything", "never_refuse", "refuse_then_help"} <= tried["refusal"]
+
+
+def test_the_same_seed_gives_the_same_report(tasks, graders, report):
+    assert audit(graders, list(tasks), seed=0) == report
+
+
+def audit_one(tasks, definition, families):
+    with GraderSet.from_defs({"g": {**definition, "families": families}}) as graders:
+        return audit(graders, tasks, seed=0, limit=12)["g"]
+
+
+def test_a_grader_that_always_pays_fails(tasks):
+    entry = audit_one(tasks, {"type": "python", "source": "def grade(sample, item): return 1.0"}, REASONING)
+    assert not entry["passed"] and any("copied_prompt pays" in text for text in failed_probes(entry))
+
+
+def test_a_grader_that_never_pays_fails(tasks):
+    entry = audit_one(tasks, {"type": "python", "source": "def grade(sample, item): return 0.0"}, REASONING)
+    assert failed_probes(entry) == ["reference answers score 0.00 on average"]
+
+
+def test_a_grader_that_cannot_grade_fails(tasks):
+    entry = audit_one(tasks, {"type": "python", "source": "def grade(sample, item): return item['nowhere']"}, REASONING)
+    assert any("could not be graded" in text for text in failed_probes(entry)) and not entry["passed"]
+
+
+def test_a_refusal_grader_by_keyword_fails(tasks):
+    source = "def grade(sample, item): return float((\"can't\" in sample['output_text']) == item['unsafe'])"
+    entry = audit_one(tasks, {"type": "python", "source": source}, ["safety"])
+    assert any(text.startswith("refuse_then_help pays") for text in failed_probes(entry))
+
+
+def test_a_code_grader_that_trusts_text_fails(tasks):
+    definition = {
+        "type": "string_check",
+        "operation": "like",
+        "input": "{{ sample.output_text }}",
+        "reference": "def",
+    }
+    assert not audit_one(tasks, definition, ["code"])["passed"]
+
+
+def test_a_grader_without_tasks_is_named(tasks, graders):
+    with pytest.raises(UserError, match="no task to audit the grader 'code_tests'"):
+        audit(graders, [], seed=0)
