@@ -110,7 +110,12 @@ class Records:
                     cursor.execute("PRAGMA foreign_keys=ON")
                     cursor.close()
 
-            Base.metadata.create_all(engine)
+            with engine.begin() as connection:
+                # "If not exists" in the statement itself: two servers may open a new database at the same moment.
+                for table in Base.metadata.sorted_tables:
+                    connection.execute(sql.schema.CreateTable(table, if_not_exists=True))
+                    for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                        connection.execute(sql.schema.CreateIndex(index, if_not_exists=True))
             return cls(engine)
         except (sql.exc.SQLAlchemyError, ModuleNotFoundError) as error:
             raise UserError(

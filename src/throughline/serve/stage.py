@@ -10,7 +10,7 @@ Not covered: what becomes of the rows (the data stage's traffic pass).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def play(
     config: TrafficConfig,
     service: Service,
     ask_all: Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]],
-) -> Any:
+) -> Iterator[tuple[list[Reply], int]]:
     """Yield (replies, conversations that ended) per wave; the conversations' first turns come before second ones."""
     running = list(conversations)
     while running:
