@@ -149,12 +149,12 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    database: Annotated[str | None, typer.Option(help="Where traffic is recorded: a file or a database URL.")] = None,
+    database: Annotated[str | None, typer.Option(help="Where traffic is recorded: a file or URL.")] = None,
 ) -> None:
     """Serve the champion over the OpenAI API and record its traffic."""
-    from throughline.serve.app import serve as start
+    from throughline.serve.server import serve as start
 
-    start(_served(directory, model), host, port, database or str(directory / "traffic.sqlite"))
+    start(_served(directory, model), host, port, database or directory / "traffic.sqlite")
 
 
 @app.command()

@@ -78,7 +78,8 @@ class StageSpec:
 
     def load(self) -> Callable[[Any, Mapping[str, Any], Any], None]:
         """The stage function."""
-        return load_name(self.function)
+        function: Callable[[Any, Mapping[str, Any], Any], None] = load_name(self.function)
+        return function
 
 
 def load_name(name: str) -> Any:
@@ -89,7 +90,8 @@ def load_name(name: str) -> Any:
 
 def config_class(section: str) -> type[Config]:
     """The config class of a recipe section."""
-    return load_name(CONFIGS[section])
+    found: type[Config] = load_name(CONFIGS[section])
+    return found
 
 
 def evaluation(checkpoint: str) -> StageSpec:

@@ -94,7 +94,8 @@ def parse_recipe(raw: Mapping[str, Any], source: str, name: str = "run") -> Reci
     own = {key: raw[key] for key in ("name", "seed", "compute") if key in raw}
     own.setdefault("name", name)
     recipe = _parse(Recipe, own, "", source)
-    return recipe.model_copy(update={"sections": sections})
+    full: Recipe = recipe.model_copy(update={"sections": sections})
+    return full
 
 
 def schema() -> dict[str, Any]:

@@ -43,7 +43,12 @@ def test_a_constant_added_to_all_changes_nothing_unscaled(values, shift):
 
 
 def test_ungraded_samples_do_not_move_their_siblings():
-    assert group_advantages([1.0, None, 0.0, None]) == [*group_advantages([1.0, 0.0])[:1], None, *group_advantages([1.0, 0.0])[1:], None]
+    assert group_advantages([1.0, None, 0.0, None]) == [
+        *group_advantages([1.0, 0.0])[:1],
+        None,
+        *group_advantages([1.0, 0.0])[1:],
+        None,
+    ]
 
 
 def test_a_reward_that_is_not_a_number_is_an_error():

@@ -228,6 +228,23 @@ def test_a_job_that_kills_every_worker_is_the_jobs_doing():
     assert results[0][0].status == "crashed" and results[1][0].value == 4
 
 
+def test_a_sandbox_that_cannot_start_says_nothing_about_the_code(monkeypatch, tmp_path):
+    from throughline.sandbox import runner
+
+    broken = tmp_path / "zygote.py"
+    broken.write_text("raise SystemExit(1)")
+    monkeypatch.setattr(runner, "ZYGOTE", broken)
+    with SandboxPool(workers=2) as pool:
+        results = pool.map([Job("def f(x): return x", "f", [(1,), (2,)])] * 3)
+    assert [[r.status for r in job] for job in results] == [["unavailable"] * 2] * 3
+    assert "never started" in results[0][0].error
+
+
+def test_a_machine_without_room_for_a_process_says_nothing_about_the_code():
+    head = {"end": "no process", "seconds": 0.0, "bytes": 0}
+    assert [r.status for r in read_results(Job("", "f", [(1,)]), head, b"")] == ["unavailable"]
+
+
 @linux
 def test_what_a_job_leaves_running_is_killed():
     source = """

@@ -45,6 +45,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` atomically."""
+
     def write(file: IO[bytes]) -> None:
         file.write(content)
 

@@ -3,8 +3,8 @@
 Use: `index = HeldoutIndex.from_tasks(tasks_dir, config)`, then `index.find(texts)` or `step(documents, index, config)`.
 Long items are found by any run of 13 shared words. Items too short for that are found whole: as a sequence of words and
 marks (so `12+5-3` is not `12-5+3`), and from eight words on as a sequence of words alone. Natural text loses the match
-and its surroundings; a synthetic document loses its place. Generated text shares templates with held-out items by
-design, so there only whole items count.
+and its surroundings, a generated document the paragraph or line that holds it. Generated text shares templates with
+held-out items by design, so there only whole items count.
 
 Not covered: paraphrases and translations.
 """
@@ -207,45 +207,56 @@ def normal_form(text: str) -> str:
 
 
 def step(documents: Sequence[Document], index: HeldoutIndex, config: DecontaminationConfig) -> Change:
-    """Cut held-out items out of natural text, remove synthetic documents that hold one."""
+    """Cut held-out items out: from natural text with a margin, from generated documents with their whole block."""
     change = Change()
-    natural = [number for number, document in enumerate(documents) if document.lane != "synthetic"]
-    made = [number for number, document in enumerate(documents) if document.lane == "synthetic"]
-    for match in index.find([documents[number].text for number in made], whole_only=True):
-        change.removed[made[match.text]] = "holds a held-out task"
-    ranges: dict[int, list[tuple[int, int]]] = {}
-    for match in index.find([documents[number].text for number in natural]):
-        ranges.setdefault(natural[match.text], []).append((match.start, match.end))
-    for number, found in ranges.items():
-        content = documents[number].text.encode("utf-8")
-        kept, position, lost = bytearray(), 0, 0
-        for start, end in _merged(content, found, config.margin):
-            kept += content[position:start]
-            position = end
-            lost += end - start
-            change.cut.append((number, "held-out task", content[start:end].decode("utf-8")))
-        kept += content[position:]
-        text = kept.decode("utf-8")
-        if lost > config.max_cut * len(content) or not text.strip():
-            change.removed[number] = "mostly held-out tasks"
-            change.cut = [piece for piece in change.cut if piece[0] != number]
-        else:
-            change.edited[number] = documents[number].with_text(text)
+    for made in (False, True):
+        numbers = [n for n, document in enumerate(documents) if (document.lane == "synthetic") == made]
+        ranges: dict[int, list[tuple[int, int]]] = {}
+        for match in index.find([documents[number].text for number in numbers], whole_only=made):
+            ranges.setdefault(numbers[match.text], []).append((match.start, match.end))
+        for number, found in ranges.items():
+            content = documents[number].text.encode("utf-8")
+            widened = [_block(content, *span) if made else _widened(content, *span, config.margin) for span in found]
+            _cut(change, documents, number, widened, config.max_cut)
     return change
 
 
-def _merged(content: bytes, found: list[tuple[int, int]], margin: int) -> list[tuple[int, int]]:
-    """Matches widened by `margin` bytes and then to the nearest space, overlapping ones joined."""
-    spaces = (32, 10, 9)
+def _cut(
+    change: Change, documents: Sequence[Document], number: int, spans: list[tuple[int, int]], max_cut: float
+) -> None:
+    content = documents[number].text.encode("utf-8")
     merged: list[tuple[int, int]] = []
-    for start, end in sorted(found):
-        start, end = max(0, start - margin), min(len(content), end + margin)
-        while start > 0 and content[start - 1] not in spaces:
-            start -= 1
-        while end < len(content) and content[end] not in spaces:
-            end += 1
+    for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
             merged.append((start, end))
-    return merged
+    kept, position = bytearray(), 0
+    for start, end in merged:
+        kept += content[position:start]
+        position = end
+    text = (kept + content[position:]).decode("utf-8").strip("\n")
+    if sum(end - start for start, end in merged) > max_cut * len(content) or not text.strip():
+        change.removed[number] = "mostly held-out tasks"
+        return
+    change.cut += [(number, "held-out task", content[start:end].decode("utf-8")) for start, end in merged]
+    change.edited[number] = documents[number].with_text(text)
+
+
+def _block(content: bytes, start: int, end: int) -> tuple[int, int]:
+    """A match widened to its paragraph, or to its lines in a document of one paragraph, separator included."""
+    mark = b"\n\n" if b"\n\n" in content else b"\n"
+    first = content.rfind(mark, 0, start)
+    last = content.find(mark, end)
+    return (0 if first < 0 else first + len(mark)), (len(content) if last < 0 else last + len(mark))
+
+
+def _widened(content: bytes, start: int, end: int, margin: int) -> tuple[int, int]:
+    """A match widened by `margin` bytes and then to the nearest spaces, so that no word or character is cut."""
+    spaces = (32, 10, 9)
+    start, end = max(0, start - margin), min(len(content), end + margin)
+    while start > 0 and content[start - 1] not in spaces:
+        start -= 1
+    while end < len(content) and content[end] not in spaces:
+        end += 1
+    return start, end

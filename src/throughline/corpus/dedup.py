@@ -93,7 +93,8 @@ def _boilerplate(keys: np.ndarray, document: np.ndarray, limit: int) -> np.ndarr
     _, index, inverse = np.unique(keys, return_index=True, return_inverse=True)
     pairs = np.unique(np.stack((inverse, document)), axis=1)
     spread = np.bincount(pairs[0], minlength=len(index))
-    return np.logical_and(spread[inverse] > limit, document != document[index][inverse])
+    found: np.ndarray = (spread[inverse] > limit) & (document != document[index][inverse])
+    return found
 
 
 def _tidy(text: str) -> str:

@@ -48,11 +48,12 @@ def powers(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def mix(values: np.ndarray) -> np.ndarray:
     """Spread the bits of 64-bit hashes (finalizer of MurmurHash3); a new array."""
-    values = np.bitwise_xor(values, values >> U(33))
+    values = values ^ (values >> U(33))
     values = values * U(0xFF51AFD7ED558CCD)
     values ^= values >> U(33)
     values = values * U(0xC4CEB9FE1A85EC53)
-    return np.bitwise_xor(values, values >> U(33))
+    values ^= values >> U(33)
+    return values
 
 
 def runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +76,8 @@ class Spans:
     @property
     def length(self) -> np.ndarray:
         """Bytes of each span."""
-        return np.subtract(self.end, self.start)
+        length: np.ndarray = self.end - self.start
+        return length
 
 
 class Shard:
@@ -145,7 +147,8 @@ class Shard:
         """How many bytes of each span are in a 256-entry class `table`."""
         prefix = np.zeros(len(self.raw) + 1, dtype=np.int64)
         np.cumsum(table[self.raw], out=prefix[1:])
-        return np.subtract(prefix[spans.end], prefix[spans.start])
+        inside: np.ndarray = prefix[spans.end] - prefix[spans.start]
+        return inside
 
     def within(self, table: np.ndarray) -> np.ndarray:
         """How many bytes of each document are in a class `table`; shape (count,)."""

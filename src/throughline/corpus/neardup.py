@@ -66,7 +66,8 @@ def _densify(table: np.ndarray) -> np.ndarray:
 
 def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Estimated Jaccard similarity of rows of two signature tables."""
-    return np.mean(first == second, axis=-1)
+    share: np.ndarray = np.mean(first == second, axis=-1)
+    return share
 
 
 def clusters(table: np.ndarray, similarity: float, rows: int = 8) -> np.ndarray:

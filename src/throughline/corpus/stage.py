@@ -99,7 +99,7 @@ def data(config: DataConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
 
 def run_funnel(documents: list[Document], held_out: HeldoutIndex, config: DataConfig, bar: Any) -> Funnel:
     """All steps up to decontamination. PII goes before duplicates, so that mirrors that differ in addresses meet."""
-    funnel = Funnel(documents, config.samples)
+    funnel = Funnel(documents, config.samples, censor=pii.clean)
     rules = {"prose": config.prose, "code": config.code}
     steps: dict[str, Callable[[], Change]] = {
         "normalize": lambda: normalize.step(funnel.documents),

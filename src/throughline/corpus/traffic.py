@@ -17,7 +17,7 @@ from throughline.corpus.config import TrafficDataConfig
 from throughline.corpus.decontaminate import HeldoutIndex
 from throughline.corpus.document import Document, digest, make_document
 from throughline.corpus.funnel import Change, Funnel
-from throughline.corpus.pii import scrub
+from throughline.corpus.pii import clean, scrub
 
 Row = dict[str, Any]
 _TEXT_KEYS = ("content", "response", "value", "output_text")
@@ -28,7 +28,9 @@ def collect(
 ) -> tuple[list[Row], list[Row], list[Row]]:
     """Rows for sft.jsonl, preferences.jsonl and funnel.json from the rows of requests.jsonl."""
     # The funnel runs over documents; a request is one document, its JSON the text.
-    funnel = Funnel([make_document("traffic", str(row["id"]), to_json(row)) for row in requests], config.samples)
+    funnel = Funnel(
+        [make_document("traffic", str(row["id"]), to_json(row)) for row in requests], config.samples, censor=clean
+    )
     funnel.apply("consent", _consent(funnel.documents))
     funnel.apply("finish", _finish(funnel.documents, config))
     funnel.apply("scrub", _scrub(funnel.documents))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+
 def quantize_rows(weight_RC: Tensor) -> tuple[Tensor, Tensor]:
     """int8 values (R, C) and float32 scales (R, 1). A row of zeros gets scale 1."""
     largest = weight_RC.abs().amax(dim=1, keepdim=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from throughline.base.errors import UserError
-from throughline.base.files import read_json, write_json, write_text
+from throughline.base.files import read_json, write_bytes, write_json, write_text
 from throughline.grading.graders import GraderSet
 from throughline.grading.tasks import Task, load_tasks
 from throughline.harness.config import HarnessConfig
@@ -31,6 +31,8 @@ from throughline.release.tools import load_harness, tool_stability
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
 
+EVALUATION_FILES = ("items.jsonl", "summary.json", "bpb.jsonl")
+"""What the traffic loop's gate compares a candidate with; a release carries its own evaluation."""
 CHECKPOINT_FILES = ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER_FILES)
 
 
@@ -66,6 +68,10 @@ def release(config: ReleaseConfig, inputs: Mapping[str, Artifact], ctx: Context)
             bar.advance()
     decision = choose(everyone, config, ctx.seed_for("comparisons") % 2**31)
     copy_checkpoint(inputs[decision.champion].path, ctx.out / "model")
+    for name in EVALUATION_FILES:
+        source = inputs[f"evaluate_{decision.champion}"] / name
+        if source.exists():
+            write_bytes(ctx.out / "evaluation" / name, source.read_bytes())
     write_json(ctx.out / "harness.json", harness.model_dump())
     write_json(
         ctx.out / "release.json",
@@ -97,8 +103,8 @@ def release(config: ReleaseConfig, inputs: Mapping[str, Artifact], ctx: Context)
 
 
 def gate(config: GateConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
-    """Loop A: whether the retrained candidate replaces the champion; `after` and `before` are evaluate artifacts."""
-    before, after = inputs["before"].path, inputs["after"].path
+    """Loop A: whether the retrained candidate (`after`, an evaluation) replaces the champion (`before`, a release)."""
+    before, after = inputs["before"] / "evaluation", inputs["after"].path
     seed = ctx.seed_for("comparisons") % 2**31
     measured = compare_families(read_items(before, config.mode), read_items(after, config.mode), config, seed)
     _write_decision("traffic", config, before, after, measured, ctx)

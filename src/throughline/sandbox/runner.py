@@ -127,6 +127,7 @@ class _Worker:
             close_fds=True,
             bufsize=0,
         )
+        self.ready = False
         self.job: int | None = None
         self.deadline = 0.0
         self.received = bytearray()
@@ -147,6 +148,8 @@ class _Worker:
         chunk = os.read(self.process.stdout.fileno(), 1 << 16)
         if not chunk:
             raise EOFError
+        if not self.ready:
+            self.ready, chunk = True, chunk[1:]
         self.received += chunk
         if len(self.received) < 4:
             return None
@@ -243,11 +246,11 @@ class SandboxPool:
             if number is None:
                 return
             seen = failures.setdefault(number, [])
-            seen.append(why)
+            seen.append(why if worker.ready else "never started")
             if len(seen) < 2:
                 waiting.appendleft(number)
                 return
-            # Two fresh workers died under it: the job's doing. Two that fell silent: nobody knows.
+            # Two fresh workers died under it: the job's doing. Any other pair of failures: nobody knows.
             status: Status = "crashed" if set(seen) == {"died"} else "unavailable"
             error = f"two workers {' then '.join(seen)} on this job"
             results[number] = [Result(status, error=error) for _ in jobs[number].calls]
@@ -303,6 +306,8 @@ def read_results(job: Job, head: dict[str, Any], data: bytes) -> list[Result]:
             break
     end = head["end"]
     status: Status = "timeout" if end in ("timeout", "signal 24") else "crashed"
+    if end == "no process":
+        status = "unavailable"
     error = {"timeout": "ran past its time limit", "signal 24": "ran past its time limit", "output": "wrote too much"}
     missing = Result(status, seconds=seconds, error=error.get(end, f"ended without a result ({end})"))
     return results + [missing] * (len(job.calls) - len(results))

@@ -3,8 +3,8 @@
 Started by path, `python -S -s -P -B zygote.py`, by `runner.SandboxPool`, which talks to it over its stdin and stdout;
 it imports the standard library only, so nothing of the caller (torch, threads, file handles) is in it.
 
-Request: 4-byte length, then JSON {"source", "entry", "calls", "seconds", "memory_mb", "trusted"}. Reply: 4-byte length,
-JSON {"end", "seconds", "bytes"}, then that many bytes of what the child wrote: one JSON line per call. The child's
+It writes one byte "R" when ready. Request: 4-byte length, then JSON {"source", "entry", "calls", "seconds",
+"memory_mb", "trusted"}. Reply: 4-byte length, JSON {"end", "seconds", "bytes"}, then that many bytes of what the child wrote: one JSON line per call. The child's
 lines are passed on unread. A child may forge them, which gains nothing: expected values never enter this process.
 Not covered: deciding whether a value is right.
 """
@@ -245,7 +245,13 @@ def run(request: dict[str, Any], base_bytes: int) -> tuple[dict[str, Any], bytes
     """Fork, wait within the time limit, kill whatever is left. Gives the reply and the child's bytes."""
     reading, writing = os.pipe()
     started = time.monotonic()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        # The machine's failure, which must not look like the job's.
+        os.close(reading)
+        os.close(writing)
+        return {"end": "no process", "seconds": 0.0, "bytes": 0}, b""
     if pid == 0:
         try:
             child(request, writing, base_bytes)
@@ -352,6 +358,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     base = base_memory()
+    write_all(b"R")
     while True:
         (length,) = struct.unpack("<I", read_exactly(4))
         reply, data = run(json.loads(read_exactly(length)), base)

@@ -58,7 +58,7 @@ def accumulate(model: Decoder, objective: Objective, batches: Sequence[Batch]) -
     metrics: dict[str, float] = {}
     for batch in batches:
         total, count, values = objective.loss(model, batch)
-        total.backward()
+        torch.autograd.backward(total)
         normalizer += count
         for name, value in values.items():
             metrics[name] = metrics.get(name, 0.0) + value * count
@@ -85,7 +85,8 @@ def train(
     """
     optimizers = build_optimizers(model, config.optimizer)
     saved = ctx.state / "training.pt"
-    start, bad_steps, last = 0, 0, {}
+    start, bad_steps = 0, 0
+    last: dict[str, float] = {}
     if saved.exists():
         start, bad_steps, last = _restore(saved, model, optimizers, source)
         ctx.metrics.truncate(start)

@@ -28,7 +28,8 @@ def orthogonalize(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.transpose(1, 2) if tall else x
+    result: torch.Tensor = x.transpose(1, 2) if tall else x
+    return result
 
 
 class Muon(Optimizer):

@@ -22,7 +22,7 @@ def schedule_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
         return (step + 1) / warmup
     left = steps - step
     if decay and left <= decay:
-        return schedule.final + (1 - schedule.final) * left / decay
+        return 1 - (1 - schedule.final) * (decay - left) / decay
     return 1.0
 
 

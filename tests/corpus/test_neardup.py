@@ -1,0 +1,82 @@
+"""One-permutation MinHash against exact Jaccard similarity, and clusters with their best copies."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from throughline.corpus.config import DedupConfig, PythonConfig
+from throughline.corpus.document import make_document
+from throughline.corpus.neardup import BINS, agreement, clusters, shingles, signatures, step
+from throughline.corpus.python_source import read_python
+
+
+def jaccard(texts):
+    keys, document = shingles(texts, 5)
+    first, second = (set(keys[document == n].tolist()) for n in (0, 1))
+    return len(first & second) / max(1, len(first | second))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.integers(100, 600), st.floats(0, 0.25))
+def test_the_estimate_is_near_the_exact_similarity(seed, words, rate):
+    rng = np.random.default_rng(seed)
+    text = rng.integers(0, 5000, words)
+    other = np.where(rng.random(words) < rate, rng.integers(0, 5000, words), text)
+    pair = [" ".join(map(str, text)), " ".join(map(str, other))]
+    table = signatures(pair)
+    # Five standard deviations of a mean of 112 bins.
+    assert abs(agreement(table[0], table[1]) - jaccard(pair)) < 5 * 0.5 / np.sqrt(BINS)
+
+
+def test_the_estimate_has_no_bias():
+    rng = np.random.default_rng(0)
+    errors = []
+    for rate in np.linspace(0, 0.2, 80):
+        text = rng.integers(0, 5000, 60)  # Fewer shingles than bins: densification does half the work.
+        other = np.where(rng.random(60) < rate, rng.integers(0, 5000, 60), text)
+        pair = [" ".join(map(str, text)), " ".join(map(str, other))]
+        table = signatures(pair)
+        errors.append(agreement(table[0], table[1]) - jaccard(pair))
+    assert abs(np.mean(errors)) < 0.03
+
+
+def test_planted_copies_of_real_modules_are_found_and_nothing_else():
+    documents = read_python(
+        PythonConfig(code_megabytes=1.5, docstring_megabytes=0, readme_megabytes=0, licence_megabytes=0)
+    )
+    originals = [document.text for document in documents if len(document.text) > 3000]
+    rng = np.random.default_rng(1)
+    copies = []
+    for text in originals:
+        words = text.split(" ")
+        for place in rng.choice(len(words), max(1, len(words) // 300), replace=False):
+            words[place] = "CHANGED"
+        copies.append(" ".join(words))
+    texts = originals + copies
+    table = signatures(texts)
+    group = clusters(table, 0.7)
+    similar = [n for n in range(len(originals)) if jaccard([originals[n], copies[n]]) >= 0.8]
+    assert len(similar) > 30
+    assert sum(group[n] == group[n + len(originals)] for n in similar) >= 0.95 * len(similar)
+    for number in range(len(texts)):
+        leader = group[number]
+        partner = number % len(originals)
+        if leader % len(originals) != partner:
+            assert jaccard([texts[number], texts[leader]]) > 0.5
+
+
+def test_case_and_punctuation_do_not_hide_a_copy_and_the_longest_copy_stays():
+    text = "one two three four five six seven eight nine ten eleven twelve " * 3 + " ".join(map(str, range(200)))
+    documents = [
+        make_document("s", "a", text),
+        make_document("s", "b", text.upper().replace(" ", ", ") + " and an end"),
+        make_document("s", "c", "short"),
+        make_document("s", "d", "short"),
+        make_document("synthetic/x", "e", text),
+    ]
+    assert step(documents, DedupConfig()).removed == {0: "near duplicate"}
+
+
+def test_no_texts_and_texts_without_shingles():
+    assert signatures([]).shape == (0, BINS)
+    assert clusters(signatures(["a", "", "a"]), 0.7).tolist() == [0, 1, 2]

@@ -1,0 +1,88 @@
+"""Personal data: planted items of every kind go, tricky neighbours stay, and a second pass changes nothing."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from throughline.corpus.document import make_document
+from throughline.corpus.pii import iban, luhn, scrub, step
+
+FOUND = [
+    ("mail jane.doe+x@mail.example.org now", "email"),
+    ("From: <a_b@uni-x.ac.uk>", "email"),
+    ("host 93.184.216.34 answered", "ip"),
+    ("host 2606:4700:4700::1111 answered", "ip"),
+    ("call +49 30 901820 today", "phone"),
+    ("call (555) 867-5309 today", "phone"),
+    ("call 555-867-5309 today", "phone"),
+    ("card 4111 1111 1111 1111 ok", "card"),
+    ("card 378282246310005 ok", "card"),
+    ("pay DE89 3704 0044 0532 0130 00 please", "iban"),
+    ("ssn 078-05-1120 here", "ssn"),
+    ("key AKIAIOSFODNN7EXAMPLE end", "secret"),
+    ("token ghp_" + "a1B2" * 9 + " end", "secret"),
+    ("jwt eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abcDEF123456_x end", "secret"),
+    ('password = "hunter2hunter2"', "secret"),
+    ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc=\n-----END RSA PRIVATE KEY-----", "private_key"),
+]
+KEPT = [
+    "git@github.com:owner/name.git",
+    "version 1.2.3.4-rc1 and 10.0.0.1 and 127.0.0.1",
+    "range 1:2:3 at 12:30:45, C++ std::vector::size",
+    "order 4111 1111 1111 1112",
+    "date 2024-01-02 and 000-12-3456",
+    "@decorator and @property",
+    "pay DE00 3704 0044 0532 0130 00",
+    'password = os.environ["PASSWORD"]',
+    "3.14159265358979",
+    "the code 1234567890123",
+    "sizes 100 200 300 400",
+    "12+5-3=14 and 20-15+2=7",
+]
+
+
+@pytest.mark.parametrize(("text", "kind"), FOUND)
+def test_planted_items_are_replaced(text, kind):
+    clean, counts = scrub(text)
+    assert counts == {kind: 1}
+    assert f"[{kind.upper()}]" in clean
+
+
+@pytest.mark.parametrize("text", KEPT)
+def test_tricky_neighbours_stay(text):
+    assert scrub(text) == (text, {})
+
+
+@given(
+    st.lists(
+        st.sampled_from([item for item, _ in FOUND] + KEPT + ["a", "@", "-", "+1", "\n", '"', "4111", ":"]), max_size=8
+    )
+)
+@settings(deadline=None)
+def test_scrubbing_is_idempotent_and_deterministic(parts):
+    for text in (" ".join(parts), "".join(parts)):
+        clean, _ = scrub(text)
+        assert scrub(clean) == (clean, {})
+        assert scrub(text)[0] == clean
+
+
+def test_mirrors_that_differ_in_addresses_become_equal():
+    first, second = (f"Write to {a} about it." for a in ("a@x.org", "bee@why.net"))
+    assert scrub(first)[0] == scrub(second)[0]
+
+
+@given(st.integers(10**11, 10**17))
+def test_luhn_accepts_exactly_one_check_digit(number):
+    assert sum(luhn(f"{number}{digit}") for digit in range(10)) == 1
+
+
+def test_iban_checks_the_whole_number():
+    assert iban("GB82 WEST 1234 5698 7654 32")
+    assert not iban("GB82 WEST 1234 5698 7654 33")
+
+
+def test_samples_never_show_what_was_found_and_generated_text_is_exempt():
+    documents = [make_document("s", "a", FOUND[0][0]), make_document("synthetic/x", "a", FOUND[0][0])]
+    change = step(documents)
+    assert set(change.edited) == {0}
+    assert all("jane" not in piece for _, _, piece in change.cut)
