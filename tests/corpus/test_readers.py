@@ -14,7 +14,8 @@ from throughline.corpus.document import make_document, read_documents, write_doc
 from throughline.corpus.readers import decode, extract_html, read_source, sample
 
 PAGE = """<html><head><title>t</title><script>var x = 1;</script></head><body><nav><a href="/">Home</a>
-<a>Login</a></nav><main><h1>Lamps</h1><p>A lamp gives light. Caf&eacute;s have many of them, and people read below them at night.</p></main>
+<a>Login</a></nav><main><h1>Lamps</h1><p>A lamp gives light. Caf&eacute;s have many of them, and people read below them
+at night.</p></main>
 <footer>All rights reserved</footer></body></html>"""
 
 

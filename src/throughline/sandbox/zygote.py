@@ -4,8 +4,9 @@ Started by path, `python -S -s -P -B zygote.py`, by `runner.SandboxPool`, which 
 it imports the standard library only, so nothing of the caller (torch, threads, file handles) is in it.
 
 It writes one byte "R" when ready. Request: 4-byte length, then JSON {"source", "entry", "calls", "seconds",
-"memory_mb", "trusted"}. Reply: 4-byte length, JSON {"end", "seconds", "bytes"}, then that many bytes of what the child wrote: one JSON line per call. The child's
-lines are passed on unread. A child may forge them, which gains nothing: expected values never enter this process.
+"memory_mb", "trusted"}. Reply: 4-byte length, JSON {"end", "seconds", "bytes"}, then that many bytes of what the child
+wrote: one JSON line per call. The child's lines are passed on unread. A child may forge them, which gains nothing:
+expected values never enter this process.
 Not covered: deciding whether a value is right.
 """
 

@@ -85,7 +85,7 @@ class PairSource(StatelessSource):
 def family_indices(
     sizes: Mapping[str, int], shares: Mapping[str, float], per_step: int, step: int, seed: int
 ) -> list[tuple[str, int]]:
-    """The (family, index) pairs of `step`: families in exact proportion to `shares` over any run of steps.
+    """The (family, index) pairs of `step`: families in proportion to `shares` over any run of steps.
 
     Each family walks shuffled epochs of its own, so no example repeats before its family is used up.
     """
@@ -97,20 +97,34 @@ def family_indices(
             "set that family's share to 0, or generate tasks of it",
         )
     total = sum(wanted.values())
+    parts = [share / total for share in wanted.values()]
+    before, after = apportion(parts, step * per_step), apportion(parts, (step + 1) * per_step)
     chosen: list[tuple[str, int]] = []
-    bounds = [0.0]
-    for share in wanted.values():
-        bounds.append(bounds[-1] + share / total)
-    for number, name in enumerate(wanted):
-        # Differences of a running floor: the counts of every step add up to per_step, and to the shares over time.
-        first, last = bounds[number] * per_step, bounds[number + 1] * per_step
-
-        def count(at: int, low: float = first, high: float = last) -> int:
-            return floor(high * at + 1e-9) - floor(low * at + 1e-9)
-
-        before, here = count(step), count(step + 1) - count(step)
-        chosen += [(name, index) for index in walk(sizes[name], before, here, seed_for_name(seed, name))]
+    for name, first, last in zip(wanted, before, after, strict=True):
+        chosen += [(name, index) for index in walk(sizes[name], first, last - first, seed_for_name(seed, name))]
     return chosen
+
+
+def apportion(parts: Sequence[float], count: int) -> list[int]:
+    """How many of the first `count` places each part holds; `parts` add up to 1.
+
+    Sainte-Lague's divisor method: part p takes its k-th place (from 0) at time (k + 1/2) / p. Nobody's number ever
+    falls as `count` grows, which rounding each share by itself does not give.
+    """
+
+    def places(part: float, time: float) -> int:
+        number = max(0, floor(part * time + 0.5) - 1)
+        while (number + 0.5) / part <= time:
+            number += 1
+        return number
+
+    # By time t between t - parts / 2 and t + parts / 2 places are taken, so only the last few are taken one by one.
+    start = max(0.0, count - float(len(parts)))
+    numbers = [places(part, start) for part in parts]
+    while sum(numbers) < count:
+        due = [(number + 0.5) / part for number, part in zip(numbers, parts, strict=True)]
+        numbers[due.index(min(due))] += 1
+    return numbers
 
 
 class FamilySource(StatelessSource):
