@@ -58,12 +58,10 @@ def run(
 
     loaded, run_dir = _load(recipe, overrides, seed, directory)
     stop_on_signals()
-    done = run_line(loaded, run_dir, until, say=_say)
-    if "loop_benchmarks" in done or until is not None:
-        from throughline.report.page import refresh_report
+    run_line(loaded, run_dir, until, say=_say)
+    from throughline.report.page import refresh_report
 
-        page = refresh_report(run_dir)
-        _say(f"Done. Report: {page}")
+    _say(f"Done. Report: {refresh_report(run_dir)}")
 
 
 @app.command()

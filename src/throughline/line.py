@@ -33,6 +33,12 @@ from throughline.store.why import Making, explain
 FREE_BYTES = 200 * 2**20
 """Room below which a run is refused before it starts."""
 
+REFS = (
+    ("champion", "release", "loop_traffic", "retrain"),
+    ("base", "pretrain", "loop_benchmarks", "pretrain_next"),
+)
+"""Name, the node it points at first, the loop that may move it, and the node it moves to."""
+
 
 @dataclass(frozen=True)
 class StageStatus:
@@ -116,12 +122,12 @@ def run_line(
     line: Sequence[StageSpec] = LINE,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Artifact]:
-    """Run what has to run; returns the artifact of every selected node.
+    """Run what has to run; returns the artifact of every node that has one, the selected ones included.
 
     Raises `UserError` for anything the user can mend; other exceptions of a stage propagate after its failure is
     recorded.
     """
-    chosen = select(line, until)
+    chosen = {spec.name for spec in select(line, until)}
     with Lease(run_dir) as lease:
         _refuse_full_disk(run_dir)
         store = Store(run_dir)
@@ -129,23 +135,32 @@ def run_line(
         board = Board(run_dir, recipe, line)
         done: dict[str, Artifact] = {}
         ran = False
-        for spec in chosen:
+        for spec in line:
+            if any(name not in done for name in spec.inputs.values()):
+                continue
             inputs = {role: done[name] for role, name in spec.inputs.items()}
             making = making_of(spec, recipe, inputs)
             artifact = store.find(spec.name, making.identity)
+            if artifact is None and spec.name not in chosen:
+                continue
             if artifact is None:
                 ran = True
                 artifact = _run_stage(spec, recipe, store, board, lease, making, inputs, say)
             done[spec.name] = artifact
             board.set(spec, "done", artifact=artifact)
         board.write()
-        if "release" in done:
-            store.set_ref("champion", done["release"])
-        if "pretrain" in done:
-            store.set_ref("base", done["pretrain"])
+        _set_refs(store, done)
         if ran or not (run_dir / "index.sqlite").exists():
             store.rebuild_index()
     return done
+
+
+def _set_refs(store: Store, done: Mapping[str, Artifact]) -> None:
+    """Point `champion` and `base` at what the line released, or at what its loops promoted after that."""
+    for name, first, loop, candidate in REFS:
+        if first in done:
+            promoted = loop in done and read_json(done[loop] / "decision.json")["decision"] == "promote"
+            store.set_ref(name, done[candidate if promoted else first])
 
 
 def _run_stage(

@@ -8,8 +8,6 @@ Not covered: what the generators can make (see `generators.config`).
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import sys
 from pathlib import Path
 from typing import Literal, Self
 
@@ -17,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from throughline.base.config import Config
 from throughline.corpus.generators.config import GeneratorConfig
+from throughline.corpus.installed import environment
 
 
 class PythonConfig(Config):
@@ -27,9 +26,9 @@ class PythonConfig(Config):
     docstring_megabytes: float = Field(default=1.8, ge=0)
     """Docstrings of those modules, and the language reference."""
     readme_megabytes: float = Field(default=0.6, ge=0)
-    """Descriptions of installed packages."""
+    """Descriptions of the packages Throughline needs."""
     licence_megabytes: float = Field(default=0.25, ge=0)
-    """Licence files of installed packages."""
+    """Licence files of those packages."""
     docstring_characters: int = Field(default=80, ge=1)
     """Shortest docstring worth reading."""
 
@@ -56,16 +55,6 @@ class SourceConfig(Config):
         if name in {"python", "synthetic"}:
             raise ValueError(f"{name!r} names a built-in source; call yours something else")
         return name
-
-
-def python_environment() -> str:
-    """What the default corpus depends on: the Python version and every installed distribution, one a line."""
-    names = {
-        f"{item.name}=={item.version}"
-        for item in importlib.metadata.distributions()
-        if item.name and item.name.lower() != "throughline"
-    }
-    return "\n".join([f"python=={sys.version.split()[0]}", *sorted(names)])
 
 
 class RawConfig(Config):
@@ -95,7 +84,7 @@ class RawConfig(Config):
         """sha256 over the names, sizes and modification times of the sources' files; missing ones count as such."""
         state = hashlib.sha256()
         if self.python is not None:
-            state.update(python_environment().encode())
+            state.update(environment().encode())
         for source in self.sources:
             root = source.path.expanduser()
             state.update(f"\n[{source.name}]\n".encode())

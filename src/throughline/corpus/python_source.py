@@ -1,8 +1,8 @@
 """The default corpus: what every Python installation carries, so the whole line runs without a download.
 
 Use: `read_python(PythonConfig())` gives four sources: `python/code` (standard library modules), `python/docstrings`
-(their prose, one document per module, and the language reference), `python/readmes` (descriptions of the installed
-packages) and `python/licences` (their licence files). Each is capped; hashes of names decide which documents
+(their prose, one document per module, and the language reference), `python/readmes` (descriptions of the packages
+Throughline needs) and `python/licences` (their licence files). Each is capped; hashes of names decide which documents
 fill a cap. Files that vary with the place or the machine (build configuration, Throughline itself) are left out.
 
 Not covered: what packages ship as code; name their folder as a source of your own for that.
@@ -11,7 +11,6 @@ Not covered: what packages ship as code; name their folder as a source of your o
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import inspect
 import sysconfig
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 
 from throughline.corpus.config import PythonConfig
 from throughline.corpus.document import Document, make_document
+from throughline.corpus.installed import dependencies
 from throughline.corpus.readers import decode, sample
 
 _SKIPPED = frozenset(
@@ -102,14 +102,8 @@ def _language_reference() -> Iterator[tuple[str, str]]:
 
 
 def _distributions() -> Iterator[tuple[str, str, str, list[tuple[str, str]]]]:
-    """Name, licence, description and licence files of each installed distribution, by name."""
-    found: dict[str, importlib.metadata.Distribution] = {}
-    for item in importlib.metadata.distributions():
-        name = (item.name or "").lower().replace("_", "-")
-        if name and name != "throughline":
-            found.setdefault(name, item)
-    for name in sorted(found):
-        item = found[name]
+    """Name, licence, description and licence files of each dependency, by name."""
+    for name, item in dependencies().items():
         metadata: Any = item.metadata  # An email.message.Message, which the type does not say.
         licence = metadata.get("License-Expression") or metadata.get("License") or "unknown"
         licence = licence.strip().splitlines()[0][:60] if licence.strip() else "unknown"
