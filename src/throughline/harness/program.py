@@ -325,5 +325,5 @@ def record(name: str, arguments: Mapping[str, Any], result: ToolResult, caller: 
 
 def add_result(tokenizer: Tokenizer, trajectory: Trajectory, parent: int, text: str) -> int:
     """Append a tool turn and the mark after which the policy writes; returns the node."""
-    ids = [TOOL, *tokenizer.encode(text), ASSISTANT]
+    ids = [TOOL, *tokenizer.encode_plain(text), ASSISTANT]
     return trajectory.add(parent, ids, messages=[{"role": "tool", "content": text}])

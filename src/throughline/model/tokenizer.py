@@ -4,13 +4,15 @@
     ids = tokenizer.render([{"role": "user", "content": "12+5=?"}], add_generation_prompt=True)
 
 A conversation is `<|role|>` and its text for each turn; assistant turns close with `<|end|>`, which also separates
-documents. The same rendering is written as a Jinja chat template, so `transformers` renders the same ids.
+documents. Special tokens that somebody writes out in a text stay text: users, systems and tools can forge none of them,
+and assistants none of the role marks. The same rendering is written as a Jinja chat template, so `transformers` renders
+the same ids for texts without such forgeries, which a template cannot tell from marks.
 Not covered: training a tokenizer (see `corpus.tokenizer`), templates of other model families.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+MARKS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+STRUCTURE_MARKS = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS if token.startswith("<|")))
+"""The marks that not even an assistant writes in its text: roles, the end and padding."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 Message = Mapping[str, Any]
@@ -69,9 +74,10 @@ class Tokenizer:
         if not file.exists():
             raise UserError(f"{path} has no tokenizer.json", "point at a checkpoint or tokenizer directory")
         try:
-            return cls(FastTokenizer.from_file(str(file)))
-        except (json.JSONDecodeError, ValueError) as error:
+            fast = FastTokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing narrower
             raise UserError(f"{file} is not a tokenizer ({error})", "write the tokenizer again") from error
+        return cls(fast)
 
     @property
     def vocab_size(self) -> int:
@@ -88,6 +94,17 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; special tokens written out in the text become their ids."""
         return self.fast.encode(text, add_special_tokens=False).ids
+
+    def encode_plain(self, text: str, marks: re.Pattern[str] = MARKS) -> list[int]:
+        """Ids of `text` in which the `marks` written out stay text; it decodes to `text` like any other."""
+        ids: list[int] = []
+        start = 0
+        for match in marks.finditer(text):
+            # A cut inside the mark keeps the tokenizer from seeing it.
+            middle = match.start() + 1
+            ids += self.encode(text[start:middle])
+            start = middle
+        return ids + self.encode(text[start:])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, in parallel."""
@@ -111,8 +128,8 @@ class Tokenizer:
             role = message["role"]
             if role not in ROLE_IDS:
                 raise UserError(f"A message has the role {role!r}", f"use one of {', '.join(ROLE_IDS)}")
-            written = self.encode(message["content"] or "")
             wrote = role == "assistant"
+            written = self.encode_plain(message["content"] or "", STRUCTURE_MARKS if wrote else MARKS)
             if wrote:
                 written = [*written, END]
             ids += [ROLE_IDS[role], *written]

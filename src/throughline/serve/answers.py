@@ -16,7 +16,7 @@ from throughline.inference.engine import Completion, Sampling
 from throughline.model.tokenizer import Tokenizer
 from throughline.serve.config import ServeConfig
 from throughline.serve.messages import MessageError, Output, parse_output, to_turns
-from throughline.serve.model import ServedModel, prompt_ids
+from throughline.serve.model import ServedModel
 from throughline.serve.schema import ApiError, ChatRequest
 
 TRAINED_TOOLS = frozenset({"search", "calculator"})
@@ -58,7 +58,7 @@ def plan_request(request: ChatRequest, served: ServedModel, config: ServeConfig,
         raise ApiError(400, f"n is {request.n}; this server gives at most {config.max_choices} choices", "n")
     if request.use_tools:
         turns = [*tool_turns(request.tools or [], served.harness), *turns]
-    prompt = prompt_ids(served.engine.tokenizer, turns)
+    prompt = served.engine.tokenizer.render(turns, add_generation_prompt=True)
     room = served.context - len(prompt)
     if room < 1:
         raise ApiError(

@@ -9,8 +9,7 @@ A release directory has `release.json`, `model/` and `harness.json`; anything wi
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,34 +17,6 @@ from typing import Any
 from throughline.base.errors import UserError
 from throughline.base.files import read_json
 from throughline.inference.engine import Engine, TorchEngine
-from throughline.model.tokenizer import ASSISTANT, END, ROLE_IDS, SPECIAL_TOKENS, Tokenizer
-
-_SPECIAL = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
-_ROLE_MARKS = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS if token.startswith("<|")))
-
-
-def encode_plain(tokenizer: Tokenizer, text: str, marks: re.Pattern[str] = _SPECIAL) -> list[int]:
-    """Ids of `text` in which special tokens written by the sender stay text, so that nobody can forge a turn."""
-    ids: list[int] = []
-    start = 0
-    for match in marks.finditer(text):
-        middle = match.start() + 1
-        ids += tokenizer.encode(text[start:middle])
-        start = middle
-    return ids + tokenizer.encode(text[start:])
-
-
-def prompt_ids(tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]]) -> list[int]:
-    """Ids of a conversation up to where the assistant is to write."""
-    ids: list[int] = []
-    for turn in turns:
-        role = turn["role"]
-        if role == "assistant":
-            # Thinking and call marks are the assistant's own; role marks are nobody's to write.
-            ids += [ROLE_IDS[role], *encode_plain(tokenizer, turn["content"], _ROLE_MARKS), END]
-        else:
-            ids += [ROLE_IDS[role], *encode_plain(tokenizer, turn["content"])]
-    return [*ids, ASSISTANT]
 
 
 def file_version(path: Path) -> str:
