@@ -98,8 +98,12 @@ class ModelConfig(Config):
                 f"{path / 'config.json'}: model_type {kind!r} is not one this decoder implements",
                 "use a Llama or Qwen3 checkpoint",
             )
-        if raw.get("attention_bias") or raw.get("mlp_bias"):
-            raise UserError(f"{path / 'config.json'}: biased layers are not implemented", "use one without biases")
+        lacking = _lacking(raw)
+        if lacking:
+            raise UserError(
+                f"{path / 'config.json'}: {lacking} is not implemented, so the decoder would compute something else",
+                "use a checkpoint without it",
+            )
         heads = raw["num_attention_heads"]
         theta = raw.get("rope_theta") or (raw.get("rope_parameters") or {}).get("rope_theta", 10_000.0)
         return cls(
@@ -116,3 +120,18 @@ class ModelConfig(Config):
             qk_norm=kind == "qwen3",
             max_position_embeddings=raw.get("max_position_embeddings", 512),
         )
+
+
+def _lacking(raw: dict[str, Any]) -> str | None:
+    """What a Llama or Qwen3 config asks for that this decoder does not compute; None when there is nothing."""
+    rope = {**(raw.get("rope_parameters") or {}), **(raw.get("rope_scaling") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        return f"rotary scaling of the kind {kind!r}"
+    if raw.get("hidden_act", "silu") != "silu":
+        return f"the activation {raw['hidden_act']!r}"
+    if raw.get("use_sliding_window"):
+        return "sliding-window attention"
+    if raw.get("attention_bias") or raw.get("mlp_bias"):
+        return "a bias in the layers"
+    return None
