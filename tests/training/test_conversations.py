@@ -1,0 +1,110 @@
+"""Conversations become examples whose loss covers what the assistant wrote and nothing else."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support_model import tiny_tokenizer
+from throughline.base.errors import UserError
+from throughline.corpus.generators.config import GeneratorConfig, TrainCounts
+from throughline.corpus.generators.generate import generate_tasks
+from throughline.grading.tasks import task_from_row
+from throughline.model.tokenizer import ASSISTANT, END, ROLE_IDS
+from throughline.training.conversations import choose_response, families_of, message_example, task_examples
+
+COUNTS = TrainCounts(arithmetic=40, word_problem=10, ordering=10, code=10, format=10, safety=10, lookup=40)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return [task_from_row(row) for row in generate_tasks(GeneratorConfig(train=COUNTS, heldout=5), 2).train]
+
+
+turns = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["system", "user", "assistant", "assistant", "tool"]),
+        "content": st.lists(
+            st.sampled_from(["hi", "7", " é漢", "<think>1+1=2</think>2", "\n", "<tool_call>{}</tool_call>", "<|end|>"]),
+            max_size=4,
+        ).map("".join),
+    }
+)
+
+
+@settings(deadline=None)
+@given(messages=st.lists(turns, min_size=1, max_size=7))
+def test_the_loss_covers_the_assistants_text_and_its_closing_mark(tokenizer, messages):
+    """Built the other way round: each turn rendered alone, cut after its role mark."""
+    expected_ids, expected = [], []
+    for message in messages:
+        mark, *text = tokenizer.render([message])
+        assert mark == ROLE_IDS[message["role"]]
+        assert (text[-1:] == [END]) == (message["role"] == "assistant")
+        expected_ids += [mark, *text]
+        expected += [0.0, *[float(message["role"] == "assistant")] * len(text)]
+    if not any(expected):
+        with pytest.raises(UserError, match=r"row 5 has no assistant turn.*Fix:"):
+            message_example(tokenizer, messages, "row 5")
+        return
+    example = message_example(tokenizer, messages, "row 5")
+    assert list(example.tokens) == expected_ids
+    assert list(example.weights) == expected
+    learnt = [token for token, weight in zip(example.tokens, example.weights, strict=True) if weight]
+    assert learnt.count(END) == sum(message["role"] == "assistant" for message in messages)
+    assert not set(learnt) & set(ROLE_IDS.values())
+
+
+def test_tool_results_are_read_and_calls_are_learnt(tokenizer, tasks):
+    task = next(task for task in tasks if task.family == "lookup")
+    messages = next(response["messages"] for response in task.responses if response["style"] == "tool")
+    example = message_example(tokenizer, [*task.messages, *messages], task.id)
+    learnt = tokenizer.decode([t for t, w in zip(example.tokens, example.weights, strict=True) if w])
+    read = tokenizer.decode([t for t, w in zip(example.tokens, example.weights, strict=True) if not w])
+    assert learnt == "".join(m["content"] + "<|end|>" for m in messages if m["role"] == "assistant")
+    assert all(m["content"] in read for m in messages if m["role"] == "tool")
+    assert "<tool_call>" in learnt and "<tool_call>" not in read
+    assert read.startswith("<|user|>" + task.prompt)
+
+
+def test_every_family_gives_one_example_per_task_up_to_its_limit(tokenizer, tasks):
+    examples = task_examples(tokenizer, tasks, {}, np.random.default_rng(0), {"safety": 3, "code": 0})
+    sizes = {name: len(items) for name, items in examples.items()}
+    assert sizes == {
+        "arithmetic": 40, "word_problem": 10, "ordering": 10, "code": 0, "format": 10, "safety": 3, "lookup": 40,
+    }  # fmt: skip
+    for name, items in examples.items():
+        prompts = [task.messages for task in tasks if task.family == name]
+        for example, prompt in zip(items, prompts, strict=False):
+            # A response may bring its own prompt (facts before the question), which still ends in the question.
+            start = tokenizer.decode(example.tokens[: list(example.tokens).index(ASSISTANT)])
+            assert start.endswith(tokenizer.decode(tokenizer.render(prompt)))
+
+
+def test_styles_are_drawn_by_their_weights(tasks):
+    task = next(task for task in tasks if {r["style"] for r in task.responses} == {"think", "direct"})
+    rng = np.random.default_rng(1)
+    drawn = Counter(choose_response(task, {"think": 3.0}, rng)["style"] for _ in range(4000))
+    assert drawn["think"] / 4000 == pytest.approx(0.75, abs=0.03)
+    assert {choose_response(task, {"direct": 0.0}, rng)["style"] for _ in range(50)} == {"think"}
+    with pytest.raises(UserError, match=f"{task.id} has a style of weight 0"):
+        choose_response(task, {"think": 0.0, "direct": 0.0}, rng)
+
+
+def test_the_same_generator_state_gives_the_same_examples(tokenizer, tasks):
+    a, b, c = (task_examples(tokenizer, tasks, {}, np.random.default_rng(seed)) for seed in (4, 4, 5))
+    assert a == b
+    assert a != c
+
+
+def test_families_without_a_share_are_left_out(tasks):
+    found = families_of(tasks, {"code": 0.0, "arithmetic": 1.0, "lookup": 0.1})
+    assert {name: len(items) for name, items in found.items()} == {"arithmetic": 40, "lookup": 40}
+    assert all(task.family == name for name, items in found.items() for task in items)
