@@ -41,7 +41,7 @@ def number(value: float) -> str:
     size = abs(value)
     if size >= 10_000 or size < 0.001:
         return f"{value:.2g}"
-    return f"{value:.0f}" if size >= 1000 else f"{value:.4g}"
+    return (f"{value:.0f}" if size >= 1000 else f"{value:.4g}").replace("-", "−")
 
 
 def thin(steps: Sequence[float], values: Sequence[float | None]) -> tuple[list[tuple[float, float]], int]:
@@ -121,7 +121,7 @@ def interval(value: float, low: float, high: float) -> Markup:
     ).format(width, low * width, high * width, 3 + value * (width - 6))
 
 
-FOREST = 260
+FOREST = 150
 
 
 def forest(difference: float, low: float, high: float, limit: float, verdict: str | None, title: str) -> Markup:
@@ -148,8 +148,8 @@ def forest_axis(limit: float) -> Markup:
     parts = [Markup('<svg class="forest" viewBox="0 0 {} 14" aria-hidden="true">').format(FOREST)]
     for tick in ticks(-limit, limit, 4):
         x = FOREST / 2 * (1 + tick / limit)
-        anchor = "start" if x < 10 else "end" if x > FOREST - 10 else "mid"
-        parts.append(Markup('<text x="{:.1f}" y="11" class="{}">{}</text>').format(x, anchor, f"{100 * tick:+g}"))
+        label = f"{100 * tick:+g}".replace("-", "−") if tick else "0"
+        parts.append(Markup('<text x="{:.1f}" y="11" class="mid">{}</text>').format(x, label))
     return Markup("").join([*parts, Markup("</svg>")])
 
 

@@ -51,7 +51,7 @@ def _steps(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         if row is not None:
             numbers = {"value": row["difference"], "low": row["low"], "high": row["high"], "n": row["n"]}
             detail = f"{row['task']}, {row['metric']}, {a} against {b}"
-            verdict = {"a": "better", "b": "worse", None: "not told apart"}[row["better_holm"]]
+            verdict = {"a": "better", "b": "worse", None: "unclear"}[row["better_holm"]]
             out.append({"label": label, "unit": "difference", "detail": detail, "verdict": verdict, **numbers})
     return out
 

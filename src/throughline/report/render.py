@@ -10,7 +10,7 @@ would turn the reading direction. Not covered: reading the run (see `report.data
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,18 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
+def decimal(value: float, digits: int = 3) -> str:
+    """A number with a sign only below zero."""
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def change(value: float) -> str:
+    """A relative change as a percentage; a small one is not passed off as none."""
+    if 0 < abs(value) < 0.0005:
+        return "less than 0.1%"
+    return f"{100 * value:+.1f}%".replace("-", "−")
+
+
 def probability(value: float) -> str:
     """A p-value."""
     return "<0.0001" if value < 1e-4 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
@@ -84,6 +96,11 @@ def size(value: float | None) -> str:
     return f"{value:.0f} B"
 
 
+def breakable(name: str) -> Markup:
+    """A name that may break after its underscores."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>"))
+
+
 def pretty(value: Any) -> Markup:
     """A JSON value, indented, as foreign text."""
     return visible(to_json(value, indent=2))
@@ -98,7 +115,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (visible, percent, points, signed, probability, duration, count, size, pretty)
+    filters = (visible, percent, points, signed, decimal, change, probability, duration, count, size, breakable, pretty)
     engine.filters.update({function.__name__: function for function in filters})
     engine.filters["short"] = lambda digest: "–" if digest is None else str(digest)[:12]
     engine.globals.update(
@@ -114,9 +131,6 @@ def environment() -> Environment:
 
 def render(report: Mapping[str, Any], stamp: str) -> str:
     """The whole page. `stamp` is what `report.fingerprint` gave when the report was read."""
-    pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in report["comparisons"]:
-        pairs.setdefault((row["a"], row["b"]), []).append(row)
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     template = environment().get_template("page.html")
     return template.render(
@@ -126,10 +140,36 @@ def render(report: Mapping[str, Any], stamp: str) -> str:
         picture=picture(report),
         losses=panels(report["curves"], LOSSES),
         rl=panels(report["curves"], RL),
-        tables=[table(report["evaluations"], metric) for metric in metrics_of(report["evaluations"])],
+        tables=tables([row for row in report["evaluations"] if row["stage"] != "harness"]),
+        harness_tables=tables([row for row in report["evaluations"] if row["stage"] == "harness"]),
         bits=bits_table(report),
-        pairs=list(pairs.values()),
+        pairs=pairs(report["comparisons"]),
     )
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One table of checkpoints by tasks per metric."""
+    return [table(rows, metric) for metric in metrics_of(rows)]
+
+
+def pairs(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Comparisons by pair, then by metric: {"a", "b", "question", "rows", "modes": [(metric, rows)]}."""
+    grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in comparisons:
+        grouped.setdefault((row["a"], row["b"]), []).append(row)
+    return [
+        {
+            "a": a,
+            "b": b,
+            "question": rows[0]["question"],
+            "rows": rows,
+            "modes": [
+                (metric, [row for row in rows if row["metric"] == metric])
+                for metric in dict.fromkeys(row["metric"] for row in rows)
+            ],
+        }
+        for (a, b), rows in grouped.items()
+    ]
 
 
 def bits_table(report: Mapping[str, Any]) -> dict[str, Any]:
