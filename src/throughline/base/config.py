@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import Enum
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -38,8 +38,9 @@ def identity_of(value: Any) -> Any:
     if isinstance(value, Runtime):
         raise TypeError(f"{type(value).__name__} is a Runtime setting and has no identity")
     if isinstance(value, BaseModel):
-        fields = {name: getattr(value, name) for name in type(value).model_fields}
-        return {name: identity_of(item) for name, item in fields.items() if not isinstance(item, Runtime)}
+        kept = [name for name, info in type(value).model_fields.items() if not _is_runtime(info.annotation)]
+        items = {name: getattr(value, name) for name in kept}
+        return {name: identity_of(item) for name, item in items.items() if not isinstance(item, Runtime)}
     if isinstance(value, Enum):
         return identity_of(value.value)
     if value is None or isinstance(value, bool | int | str):
@@ -52,6 +53,13 @@ def identity_of(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [identity_of(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no canonical form: configs hold numbers, text, lists and dicts")
+
+
+def _is_runtime(annotation: Any) -> bool:
+    """Whether a field is declared as a `Runtime`, also an optional one or a list: unset, it must not count either."""
+    if isinstance(annotation, type):
+        return issubclass(annotation, Runtime)
+    return any(_is_runtime(part) for part in get_args(annotation))
 
 
 def sha256_of(value: Any) -> str:
