@@ -96,7 +96,7 @@ class LocalRunner:
         self.count = 0
 
     def submit(self, argv: Sequence[str], resources: Resources) -> LocalHandle:
-        """Start `argv` at once. Raises `UserError` when accelerators are asked for or the program is missing."""
+        """Start `argv` at once. Raises `UserError` when accelerators are asked for or the program cannot be started."""
         if resources.devices:
             raise UserError("The local runner gives out no accelerators", "ask for devices=0, or use another runner")
         self.log_dir.mkdir(parents=True, exist_ok=True)
@@ -115,4 +115,6 @@ class LocalRunner:
                 )
         except FileNotFoundError as error:
             raise UserError(f"There is no program {argv[0]}", "check the command") from error
+        except PermissionError as error:
+            raise UserError(f"{argv[0]} may not be executed", "make it executable, or check the command") from error
         return LocalHandle(process, log)
