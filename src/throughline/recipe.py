@@ -69,6 +69,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), seed: int | None = No
         raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
         raise UserError(f"There is no recipe {path}", "check the path") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder, not a recipe", "give a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8", "save the file as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -121,8 +125,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     at: Any = raw
     for parent in parents:
-        at = at.setdefault(parent, {}) if isinstance(at.get(parent, {}), dict) else None
-        if at is None:
+        if at.get(parent) is None:
+            at[parent] = {}  # `grpo:` with nothing below it is an empty section
+        at = at[parent]
+        if not isinstance(at, dict):
             raise UserError(f"--set {override}: {parent} holds a value, not settings", "name a deeper or another key")
     at[last] = value
 
