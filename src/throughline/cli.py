@@ -32,6 +32,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SeedOption = Annotated[int | None, typer.Option(help="Override the recipe's seed.")]
 UntilOption = Annotated[str | None, typer.Option(help="Run this stage and what it needs, no more.")]
 DEFAULT_RUN = Path("runs/laptop")
+INTERRUPTED = 130
+"""Exit status of a run stopped by a signal."""
 
 
 def _load(recipe: str, overrides: list[str] | None, seed: int | None, directory: Path | None) -> tuple[Any, Path]:
@@ -265,9 +267,11 @@ def main() -> None:
     except UserError as error:
         print(f"throughline: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("throughline: stopped; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as ending:
+        # Typer turns the KeyboardInterrupt of Ctrl-C and SIGTERM into this status without a word.
+        if ending.code == INTERRUPTED:
+            print("throughline: stopped; run the same command again to go on", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":
