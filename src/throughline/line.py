@@ -134,7 +134,6 @@ def run_line(
         store.sweep()
         board = Board(run_dir, recipe, line)
         done: dict[str, Artifact] = {}
-        ran = False
         for spec in line:
             if any(name not in done for name in spec.inputs.values()):
                 continue
@@ -144,14 +143,12 @@ def run_line(
             if artifact is None and spec.name not in chosen:
                 continue
             if artifact is None:
-                ran = True
                 artifact = _run_stage(spec, recipe, store, board, lease, making, inputs, say)
             done[spec.name] = artifact
             board.set(spec, "done", artifact=artifact)
         board.write()
         _set_refs(store, done)
-        if ran or not (run_dir / "index.sqlite").exists():
-            store.rebuild_index()
+        store.rebuild_index()
     return done
 
 
@@ -203,13 +200,20 @@ def _run_stage(
 def _full_disk_explained(stage: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if isinstance(error, UserError) or not _is_full_disk(error):
             raise
         raise UserError(
             f"The disk is full, so {stage} could not go on; every finished stage is safe",
             "free some space and run the same command again: it continues where it stopped",
         ) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Libraries that write for themselves raise errors of their own, which only their text tells apart."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(phrase in str(error).lower() for phrase in ("no space left on device", "disk is full"))
 
 
 def _refuse_full_disk(run_dir: Path) -> None:
