@@ -40,11 +40,11 @@ class Metrics:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
-                break
+                continue
             if row["step"] < step:
                 kept.append(line + "\n")
         write_text(self.path, "".join(kept))

@@ -49,8 +49,12 @@ class Lease:
         if owner and owner.get("host") != socket.gethostname() and fresh:
             os.close(handle)
             raise self._refusal()
+        try:
+            self.beat(force=True)
+        except BaseException:
+            os.close(handle)
+            raise
         self._handle = handle
-        self.beat(force=True)
         return self
 
     def __exit__(

@@ -26,7 +26,7 @@ from typing import Any
 
 from throughline.base.errors import UserError
 from throughline.base.files import read_json, to_json, write_json
-from throughline.store.artifact import MANIFEST, VOLATILE, Artifact, content_digest
+from throughline.store.artifact import MANIFEST, VOLATILE, Artifact, content_digest, content_files
 from throughline.store.why import Change, Making, compare
 
 
@@ -67,6 +67,10 @@ class Store:
         """Where the artifact of that identity lies, or will."""
         return self.root / "store" / stage / identity[:12]
 
+    def workplace(self, making: Making) -> Path:
+        """Where attempts at the artifact lie."""
+        return self.root / "work" / f"{making.stage}-{making.identity[:12]}"
+
     def find(self, stage: str, identity: str) -> Artifact | None:
         """The finished artifact of that identity."""
         path = self.place(stage, identity)
@@ -74,7 +78,7 @@ class Store:
 
     def begin(self, making: Making) -> Attempt:
         """Open an attempt. What an earlier one left in `state` and `out/log` stays; other leftovers go."""
-        path = self.root / "work" / f"{making.stage}-{making.identity[:12]}"
+        path = self.workplace(making)
         out = path / "out"
         if out.exists():
             for leftover in out.iterdir():
@@ -88,6 +92,9 @@ class Store:
     def commit(self, attempt: Attempt, kind: str, metrics: dict[str, Any], runtime: dict[str, Any]) -> Artifact:
         """Turn an attempt into an artifact: manifest last, then one rename."""
         making = attempt.making
+        # After a power cut a manifest must not vouch for bytes that never reached the disk.
+        for file in content_files(attempt.out):
+            _sync(attempt.out / file)
         manifest = {
             "schema": 1,
             "stage": making.stage,
@@ -101,11 +108,14 @@ class Store:
             "metrics": metrics,
             "environment": {**environment(), **runtime},
             "seconds": round(attempt.seconds, 2),
-            "finished": round(time.time(), 1),
+            "finished": round(time.time(), 3),
         }
         write_json(attempt.out / MANIFEST, manifest)
         target = self.place(making.stage, making.identity)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not (target / MANIFEST).exists():
+            # An artifact deleted by hand, but not to the end, would be in the way.
+            shutil.rmtree(target)
         os.replace(attempt.out, target)
         _sync(target.parent)
         shutil.rmtree(attempt.path)
@@ -125,9 +135,11 @@ class Store:
         return sorted(found, key=lambda artifact: (artifact.meta.get("finished", 0), str(artifact.path)))
 
     def changes(self, making: Making, section: str) -> list[Change] | None:
-        """What differs from the stage's latest other artifact; None when there is none."""
+        """What differs from the stage's latest other artifact; None when it never ran, [] when it never finished."""
         earlier = [item for item in self.artifacts(making.stage) if item.identity != making.identity]
-        return compare(Making.of_manifest(earlier[-1].meta), making, section) if earlier else None
+        if earlier:
+            return compare(Making.of_manifest(earlier[-1].meta), making, section)
+        return [] if self.workplace(making).exists() else None
 
     def verify(self) -> list[str]:
         """Paths of artifacts whose content no longer has the digest in their manifest."""
@@ -187,8 +199,9 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have the disk hold a file's bytes, or a directory's names."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
