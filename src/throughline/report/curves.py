@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from throughline.base.files import read_jsonl
 from throughline.report.run import Run
 
 Curve = dict[str, Any]
@@ -78,10 +77,9 @@ def curves(run: Run) -> dict[str, Curve]:
         file = run.log(row.name)
         if file is None:
             continue
-        finished = row.name in run.artifacts
-        lines = read_jsonl(file) if finished else _growing(file)
+        lines = _lines(file)
         if lines:
-            found[row.name] = {"finished": finished, **_columns(lines)}
+            found[row.name] = {"finished": row.name in run.artifacts, **_columns(lines)}
     return found
 
 
@@ -111,12 +109,12 @@ def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _growing(file: Path) -> list[dict[str, Any]]:
-    """Lines of a file that is being written: a torn last one is left out."""
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a log. One torn by a crash, or being written at this moment, is left out."""
     lines = []
-    for text in file.read_text(encoding="utf-8").splitlines():
+    for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
-            break
+            continue
     return lines

@@ -1,0 +1,88 @@
+import math
+
+import pytest
+
+from tests.report.synthetic import FAMILIES, RATES, items
+from throughline.base.files import read_jsonl
+from throughline.grading.statistics import holm, paired_comparison
+from throughline.report.comparisons import Answers, compare_pair
+
+REASONING = ("arithmetic", "word_problem", "ordering")
+PAIRS = {
+    ("sft", "pretrain"), ("grpo", "sft"), ("rft", "grpo"), ("align", "rft"), ("student", "student_plain"),
+    ("quantize", "align"), ("retrain", "align"), ("harness:best", "harness:first"),
+}  # fmt: skip
+
+
+def scores(name: str, mode: str, families: tuple[str, ...]) -> dict[str, float | None]:
+    return {row["task"]: row["score"] for row in items(name, mode) if row["family"] in families}
+
+
+def test_every_pair_is_compared_in_every_family_and_mode(full_report):
+    rows = full_report["comparisons"]
+    assert {(row["a"], row["b"]) for row in rows} == PAIRS
+    for a, b in PAIRS - {("harness:best", "harness:first")}:
+        seen = {(row["task"], row["metric"]) for row in rows if (row["a"], row["b"]) == (a, b)}
+        assert seen == {(task, f"{mode} pass@1") for task in ("reasoning", *FAMILIES) for mode in ("sampled", "greedy")}
+
+
+@pytest.mark.parametrize("mode", ["sampled", "greedy"])
+@pytest.mark.parametrize("task", ["reasoning", "safety", "code"])
+def test_numbers_are_those_of_the_statistics_called_directly(full_report, task, mode):
+    row = next(
+        row
+        for row in full_report["comparisons"]
+        if (row["a"], row["b"], row["task"], row["metric"]) == ("grpo", "sft", task, f"{mode} pass@1")
+    )
+    families = REASONING if task == "reasoning" else (task,)
+    left, right = scores("grpo", mode, families), scores("sft", mode, families)
+    names = sorted(left)
+    found = paired_comparison([left[name] for name in names], [right[name] for name in names], seed=row["seed"])
+    for key in ("n", "difference", "low", "high", "p", "better", "ungradable"):
+        assert row[key] == getattr(found, key)
+    # And by hand: the tasks only one of them solved decide.
+    graded = [name for name in names if left[name] is not None]
+    wins = sum(left[name] > right[name] for name in graded)
+    losses = sum(left[name] < right[name] for name in graded)
+    assert row["difference"] == pytest.approx((wins - losses) / len(graded))
+    tail = sum(math.comb(wins + losses, k) for k in range(min(wins, losses) + 1)) / 2 ** (wins + losses)
+    assert row["p"] == pytest.approx(min(1, 2 * tail))
+    assert row["ungradable"] == (1 if task == "code" else 0)
+
+
+def test_holm_runs_over_the_rows_of_a_pair_and_mode(full_report):
+    rows = [
+        row
+        for row in full_report["comparisons"]
+        if (row["a"], row["b"], row["metric"]) == ("sft", "pretrain", "sampled pass@1")
+    ]
+    assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
+    for row in rows:
+        assert row["better_holm"] == (row["better"] if row["p_holm"] < 0.05 else None)
+    assert RATES["sft"] > RATES["pretrain"] and rows[0]["better_holm"] == "a"
+
+
+def test_equal_checkpoints_are_not_told_apart(full_report):
+    rows = [row for row in full_report["comparisons"] if (row["a"], row["b"]) == ("quantize", "align")]
+    assert {(row["difference"], row["p"], row["better"]) for row in rows} == {(0.0, 1.0, None)}
+
+
+def test_the_champion_is_compared_by_the_evaluation_the_release_carries(full_run, full_report):
+    carried = read_jsonl(full_run / full_report["release"]["path"] / "evaluation" / "items.jsonl")
+    row = next(row for row in full_report["comparisons"] if row["a"] == "retrain" and row["task"] == "arithmetic")
+    assert row["b"] == full_report["release"]["champion"]
+    assert row["n"] == len([item for item in carried if item["mode"] == "sampled" and item["family"] == "arithmetic"])
+
+
+def test_answers_to_different_task_sets_are_never_compared():
+    rows = items("sft", "sampled")
+    one, same, other = (Answers(name, rows, tasks) for name, tasks in (("a", "x"), ("b", "x"), ("c", "y")))
+    assert compare_pair(one, same, "?")
+    assert compare_pair(one, other, "?") == []
+    assert compare_pair(one, None, "?") == []
+
+
+def test_pairs_without_a_graded_item_are_left_out():
+    known = [row for row in items("sft", "sampled") if row["family"] == "code"]
+    unknown = [{**row, "score": None} for row in known]
+    assert compare_pair(Answers("a", known, None), Answers("b", unknown, None), "?") == []

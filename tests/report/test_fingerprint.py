@@ -1,0 +1,66 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from throughline.base.errors import UserError
+from throughline.base.files import write_json, write_text
+from throughline.report import fingerprint as module
+from throughline.report.fingerprint import fingerprint, is_running
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    write_json(tmp_path / "run.json", {"recipe": {"name": "x", "seed": 0}, "stages": []})
+    return tmp_path
+
+
+def test_it_stays_while_nothing_changes(run_dir):
+    assert fingerprint(run_dir) == fingerprint(run_dir)
+    write_text(run_dir / "report.html", "the page itself does not count")
+    write_text(run_dir / "index.sqlite", "nor do indexes")
+    before = fingerprint(run_dir)
+    write_text(run_dir / "index.sqlite", "which are rebuilt")
+    assert fingerprint(run_dir) == before
+
+
+def test_it_changes_with_states_curves_the_process_and_the_code(run_dir, monkeypatch):
+    seen = [fingerprint(run_dir)]
+    write_json(run_dir / "run.json", {"recipe": {"name": "x", "seed": 0}, "stages": [{"state": "done"}]})
+    seen.append(fingerprint(run_dir))
+    curve = run_dir / "work" / "sft-abc" / "out" / "log" / "metrics.jsonl"
+    write_text(curve, "{}\n")
+    seen.append(fingerprint(run_dir))
+    write_text(curve, "{}\n{}\n")
+    seen.append(fingerprint(run_dir))
+    write_json(run_dir / "lease.json", {"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": 0})
+    seen.append(fingerprint(run_dir))
+    monkeypatch.setattr(module, "code_version", lambda: "another")
+    seen.append(fingerprint(run_dir))
+    assert len(set(seen)) == len(seen)
+
+
+def test_the_owner_here_counts_by_its_process(run_dir):
+    assert not is_running(run_dir)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    owner = {"host": socket.gethostname(), "heartbeat": time.time()}
+    write_json(run_dir / "lease.json", {**owner, "pid": ended.pid})
+    assert not is_running(run_dir)
+    write_json(run_dir / "lease.json", {**owner, "pid": os.getpid()})
+    assert is_running(run_dir)
+
+
+def test_the_owner_elsewhere_counts_by_its_heartbeat(run_dir):
+    write_json(run_dir / "lease.json", {"host": "elsewhere", "pid": 1, "heartbeat": time.time()})
+    assert is_running(run_dir)
+    write_json(run_dir / "lease.json", {"host": "elsewhere", "pid": 1, "heartbeat": time.time() - 3600})
+    assert not is_running(run_dir)
+
+
+def test_no_run_no_fingerprint(tmp_path):
+    with pytest.raises(UserError, match="There is no run"):
+        fingerprint(tmp_path)
