@@ -1,7 +1,8 @@
 """Reasoning RL: GRPO on verifiable rewards.
 
 Refuses to start with a grader whose audit shows that it pays for answers that solve nothing. Every group sampled goes
-to `rollouts.jsonl`. Not covered: asynchronous rollouts, KL penalties, multi-turn environments.
+to `rollouts.jsonl`, and one sentence per step on what could be learnt from them to `log/why.txt` and the progress bar.
+Not covered: asynchronous rollouts, KL penalties, multi-turn environments.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
     """Train a policy by reinforcement on the training tasks."""
     wanted = [name for name, share in config.shares.items() if share > 0]
     tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=wanted)
-    refuse_bad_graders(inputs["graders"], {task.grader for task in tasks})
+    refuse_bad_graders(inputs["graders"], {task.grader for task in tasks} | set(config.reward.graders))
     start = inputs["policy"].path
     model = load_model(start, ctx.device)
     engine = TorchEngine(model, load_tokenizer(start))

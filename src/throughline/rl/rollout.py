@@ -16,7 +16,7 @@ from typing import Any
 from throughline.base.files import read_jsonl, write_jsonl
 from throughline.grading.grade import Grade, Sample
 from throughline.grading.graders import GraderSet
-from throughline.grading.reward import RewardConfig, compute_rewards
+from throughline.grading.reward import RewardConfig, compute_rewards, grade_components
 from throughline.grading.tasks import Task
 from throughline.inference.engine import Completion, Sampling, TorchEngine
 from throughline.rl.advantage import group_advantages
@@ -74,7 +74,7 @@ def sample_groups(
     ]
     grades = graders.grade(samples)
     lengths = [len(completion.token_ids) for group in sampled for completion in group]
-    rewards = compute_rewards(reward, samples, grades, lengths)
+    rewards = compute_rewards(reward, samples, grades, lengths, grade_components(reward, graders, samples))
     groups = []
     for number, task in enumerate(tasks):
         part = slice(number * config.group_size, (number + 1) * config.group_size)
@@ -149,7 +149,9 @@ class RolloutSource:
         write_jsonl(self.record / f"{step:06d}.jsonl", (row_of(step, group) for group in groups))
         self.facts = StepFacts.of(groups)
         examples = build_examples(groups, self.config)
-        return pack(examples, self.row_length, self.rows_per_batch) if examples else []
+        # A long prompt with a long answer gets the longer rows it needs.
+        row_length = max([self.row_length, *(len(example.tokens) for example in examples)])
+        return pack(examples, row_length, self.rows_per_batch) if examples else []
 
     def metrics(self) -> dict[str, float]:
         return self.facts.metrics()
@@ -172,6 +174,7 @@ def row_of(step: int, group: Group) -> dict[str, Any]:
         "task": group.task.id,
         "family": group.task.family,
         "prompt": group.task.messages[-1]["content"],
+        "messages": list(group.task.messages),
         "outputs": [
             {
                 "text": text,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 LINE_EVERY = 15.0
 """Seconds between two lines where there is no terminal."""
@@ -76,7 +77,8 @@ def show_progress(description: str, total: float, tick: Callable[[], None]) -> I
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        # The note takes the room that is left and no more, however long it is.
+        TextColumn("{task.fields[note]}", style="dim", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     )
-    with RichProgress(*columns, console=console, transient=True) as bar:
+    with RichProgress(*columns, console=console, transient=True, expand=True) as bar:
         yield _BarProgress(description, total, tick, bar)

@@ -3,15 +3,17 @@
     train(model, NextToken(), source, steps, config, ctx)
 
 It owns accumulation with the step's global normalizer, clipping, the schedule, the guard against non-finite numbers,
-metrics, atomic checkpoints of the whole training state, and resume. A source hands out the micro-batches of a step; it
-may sample them from the model being trained (reinforcement learning does). On the CPU a resumed run ends in the same
-bytes as one never interrupted. Not covered: several processes, mixed precision.
+metrics, a sentence per step where the source has one (`log/why.txt`), atomic checkpoints of the whole training state,
+and resume. A source hands out the micro-batches of a step; it may sample them from the model being trained
+(reinforcement learning does). On the CPU a resumed run ends in the same bytes as one never interrupted. Not covered:
+several processes, mixed precision.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from throughline.base.errors import UserError
-from throughline.base.files import write_bytes
+from throughline.base.files import write_bytes, write_text
 from throughline.model.decoder import Decoder
 from throughline.store.context import Context
 from throughline.training.batch import Batch
@@ -41,6 +43,10 @@ class BatchSource(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log beside the step's loss."""
+        ...
+
+    def why(self) -> str:
+        """One sentence on what the last step could learn from; empty where there is nothing to say."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,7 +95,9 @@ def train(
     last: dict[str, float] = {}
     if saved.exists():
         start, bad_steps, last = _restore(saved, model, optimizers, source)
-        ctx.metrics.truncate(start)
+    reasons = ctx.out / "log" / "why.txt"
+    ctx.metrics.truncate(start)
+    _drop_reasons(reasons, start)
     with ctx.progress(description, steps) as bar:
         bar.advance(start)
         for step in range(start, steps):
@@ -128,12 +136,28 @@ def train(
                 seconds_sampling=sampled - began,
                 tokens_per_second=tokens / max(ended - sampled, 1e-9),
             )
-            bar.note(_note(last))
+            _add_reason(reasons, step, source.why())
+            bar.note(source.why() or _note(last))
             bar.advance()
             if (step + 1) % config.runtime.save_every == 0 and step + 1 < steps:
                 _save(saved, model, optimizers, source, step + 1, bad_steps, last)
     model.eval()
     return last
+
+
+def _drop_reasons(path: Path, step: int) -> None:
+    """Drop the sentences of steps at or after `step`, and a torn last line: a resumed run writes them again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        numbers = [re.match(r"step (\d+): .*\n", line) for line in lines]
+        write_text(path, "".join(line for line, n in zip(lines, numbers, strict=True) if n and int(n[1]) < step))
+
+
+def _add_reason(path: Path, step: int, sentence: str) -> None:
+    if sentence:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"step {step}: {sentence}\n")
 
 
 def _note(values: dict[str, float]) -> str:

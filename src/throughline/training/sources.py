@@ -26,6 +26,9 @@ class StatelessSource:
     def metrics(self) -> dict[str, float]:
         return {}
 
+    def why(self) -> str:
+        return ""
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
