@@ -121,7 +121,7 @@ def interval(value: float, low: float, high: float) -> Markup:
     ).format(width, low * width, high * width, 3 + value * (width - 6))
 
 
-FOREST = 150
+FOREST = 130
 
 
 def forest(difference: float, low: float, high: float, limit: float, verdict: str | None, title: str) -> Markup:

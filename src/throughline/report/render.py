@@ -67,7 +67,7 @@ def change(value: float) -> str:
 
 def probability(value: float) -> str:
     """A p-value."""
-    return "<0.0001" if value < 1e-4 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
+    return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def duration(seconds: float | None) -> str:
