@@ -31,10 +31,10 @@ def pretrain(config: PretrainConfig, inputs: Mapping[str, Artifact], ctx: Contex
     """Train the planned decoder from scratch."""
     plan = read_json(inputs["plan"] / "plan.json")
     shape = ModelConfig.model_validate(plan["model"])
+    shards = ShardSet(inputs["data"].path)
+    shards.check_vocabulary(shape.vocab_size)
     model = Decoder(shape).initialize(torch.Generator().manual_seed(ctx.seed_for("weights"))).to(ctx.device)
-    source = ShardSource(
-        ShardSet(inputs["data"].path), plan["batch_tokens"], plan["sequence_length"], ctx.seed_for("windows"), None
-    )
+    source = ShardSource(shards, plan["batch_tokens"], plan["sequence_length"], ctx.seed_for("windows"), None)
     settings = TrainConfig(
         optimizer=OptimizerConfig(
             kind=config.optimizer,
@@ -51,16 +51,19 @@ def pretrain(config: PretrainConfig, inputs: Mapping[str, Artifact], ctx: Contex
 
 
 def continue_pretraining(config: ContinueConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
-    """Train a base further under the mixture `ctx.options` names: "after" of mixture.json, or "before" as control."""
+    """Train a base further under one side of mixture.json.
+
+    A stage whose name ends in "control" takes "before", the mixture the base was trained on; any other takes "after".
+    """
     plan = read_json(inputs["plan"] / "plan.json")
     mixture = read_json(inputs["mixture"] / "mixture.json")
     side = "before" if ctx.stage.endswith("control") else "after"
     model = load_model(inputs["base"].path, ctx.device)
+    shards = ShardSet(inputs["data"].path)
+    shards.check_vocabulary(model.config.vocab_size)
     steps = max(1, config.tokens // plan["batch_tokens"])
     # Both runs walk the same windows of each source, so they differ in the mixture alone.
-    source = ShardSource(
-        ShardSet(inputs["data"].path), plan["batch_tokens"], plan["sequence_length"], 2**31 - 1, mixture[side]
-    )
+    source = ShardSource(shards, plan["batch_tokens"], plan["sequence_length"], 2**31 - 1, mixture[side])
     settings = TrainConfig(
         optimizer=OptimizerConfig(
             kind="muon",

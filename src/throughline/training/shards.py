@@ -119,6 +119,15 @@ class ShardSet:
             )
         return np.memmap(path, dtype=self.dtype, mode="r") if tokens else np.zeros(0, dtype=self.dtype)
 
+    def check_vocabulary(self, size: int) -> None:
+        """Raise `UserError` when a model with `size` embeddings cannot read these tokens."""
+        held = int(self.manifest["vocab_size"])
+        if held > size:
+            raise UserError(
+                f"The shards in {self.path} are written with {held} tokens, but the model knows {size}",
+                "use the plan, or the base, that was made for this data artifact",
+            )
+
     def tokens(self, source: str, split: str = "train") -> np.ndarray:
         """The whole token stream of one source, read-only."""
         if (source, split) not in self._maps:

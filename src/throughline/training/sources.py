@@ -56,6 +56,18 @@ def seed_for_name(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
 
 
+def refuse_long(examples: Sequence[Example], row_length: int, what: str = "") -> None:
+    """Raise `UserError` for an example that does not fit a row: now, not at the step that would first draw it."""
+    longest = max((len(example.tokens) for example in examples), default=0)
+    if longest > row_length:
+        count = sum(len(example.tokens) > row_length for example in examples)
+        raise UserError(
+            f"{count} of {len(examples)} examples{what} are longer than a row of {row_length} tokens, the longest "
+            f"{longest}",
+            f"set the stage's sequence_length to {longest} or more, or drop longer rows before training",
+        )
+
+
 class ExampleSource(StatelessSource):
     """Shuffled epochs over examples, packed into rows."""
 
@@ -64,6 +76,7 @@ class ExampleSource(StatelessSource):
     ) -> None:
         if not examples:
             raise UserError("There is nothing to train on", "check the filters of the stage that wrote the examples")
+        refuse_long(examples, row_length)
         self.examples, self.per_step, self.seed = examples, per_step, seed
         self.row_length, self.rows_per_batch = row_length, rows_per_batch
 
@@ -146,6 +159,8 @@ class FamilySource(StatelessSource):
         self.row_length, self.rows_per_batch = row_length, rows_per_batch
         self.sizes = {name: len(items) for name, items in examples.items()}
         family_indices(self.sizes, shares, per_step, 0, seed)
+        for name, items in examples.items():
+            refuse_long(items, row_length, f" of {name}")
 
     def next(self, step: int) -> Sequence[Batch]:
         chosen = family_indices(self.sizes, self.shares, self.per_step, step, self.seed)
