@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from throughline.base.errors import UserError
 from throughline.base.files import read_json, write_jsonl
+from throughline.grading.audit import failed_probes
 from throughline.grading.graders import GraderSet
 from throughline.grading.tasks import load_tasks
 from throughline.inference.engine import TorchEngine
@@ -32,9 +33,9 @@ def refuse_bad_graders(graders: Artifact, names: set[str]) -> None:
         if name not in audit:
             raise UserError(f"The grader {name!r} was never audited", f"add {name!r} to the graders stage")
         if not audit[name]["passed"]:
-            paid = ", ".join(probe["probe"] for probe in audit[name]["probes"] if probe["pays"])
             raise UserError(
-                f"The grader {name!r} pays for answers that solve nothing ({paid}), so RL would learn those",
+                f"The grader {name!r} failed its audit, and training would learn what it pays for: "
+                f"{'; '.join(failed_probes(audit[name]))}",
                 "use a stricter grader for these tasks, or mend its definition until the audit passes",
             )
 
