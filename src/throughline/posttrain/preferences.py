@@ -41,16 +41,20 @@ def build_pairs(
     for task, group_texts in zip(tasks, texts, strict=True):
         scored = [(text, next(grades).score) for text in group_texts]
         good = sorted({text for text, score in scored if score == 1}, key=lambda text: (len(text), text))
-        bad = sorted({text for text, score in scored if score == 0 and text}, key=lambda text: (len(text), text))
-        if not bad:
-            counts["all follow" if good else "could not be graded"] += 1
-            continue
         principle = task.item.get("principle", "correct")
+        chosen, origin = None, "sampled"
         if good:
-            chosen, origin = good[0], "sampled"
+            chosen = good[0]
         elif principle in constitution:
             chosen, origin = task.responses[0]["messages"][-1]["content"], "revised"
-        else:
+        # An answer cut off just before its end reads like a good one: it must not be preferred to itself.
+        wrong = {text for text, score in scored if score == 0 and text} - {chosen, *good}
+        bad = sorted(wrong, key=lambda text: (len(text), text))
+        if not bad:
+            graded = any(score is not None for _, score in scored)
+            counts["all follow" if good else "none follow" if graded else "could not be graded"] += 1
+            continue
+        if chosen is None:
             counts["none follow"] += 1
             continue
         counts[origin] += 1

@@ -32,20 +32,23 @@ def accept(
     """The rows to train on, and how many samples each rule rejected."""
     rejected = {"too early": 0, "wrong": 0, "could not be graded": 0, "repeated": 0, "longer": 0, "too easy": 0}
     last = max(row["step"] for row in rollouts) + 1
-    seen: set[tuple[str, str]] = set()
-    kept: list[dict[str, Any]] = []
+    by_task: dict[str, list[dict[str, Any]]] = {}
     for row in rollouts:
-        outputs = row["outputs"]
         if row["step"] < config.from_step * last:
-            rejected["too early"] += len(outputs)
-            continue
+            rejected["too early"] += len(row["outputs"])
+        else:
+            # A prompt may have come up at several steps; its answers compete with each other.
+            by_task.setdefault(row["task"], []).append(row)
+    kept: list[dict[str, Any]] = []
+    for task, rows in by_task.items():
+        outputs = [output for row in rows for output in row["outputs"]]
         rejected["could not be graded"] += sum(output["score"] is None for output in outputs)
         correct = [output for output in outputs if output["score"] == 1 and output["finish"] == "stop"]
         graded = sum(output["score"] is not None for output in outputs)
         rejected["wrong"] += graded - len(correct)
         distinct: dict[str, dict[str, Any]] = {}
         for output in sorted(correct, key=lambda output: (output["tokens"], output["text"])):
-            if (row["task"], output["text"]) in seen or output["text"] in distinct:
+            if output["text"] in distinct:
                 rejected["repeated"] += 1
             else:
                 distinct[output["text"]] = output
@@ -53,16 +56,13 @@ def accept(
             if number >= config.per_prompt:
                 rejected["longer"] += 1
                 continue
-            seen.add((row["task"], text))
+            prompt = rows[0].get("messages", [{"role": "user", "content": rows[0]["prompt"]}])
             kept.append(
                 {
-                    "task": row["task"],
-                    "family": row["family"],
+                    "task": task,
+                    "family": rows[0]["family"],
                     "pass_rate": len(correct) / max(graded, 1),
-                    "messages": [
-                        {"role": "user", "content": row["prompt"]},
-                        {"role": "assistant", "content": text},
-                    ],
+                    "messages": [*prompt, {"role": "assistant", "content": text}],
                 }
             )
     easy = [number for number, row in enumerate(kept) if row["pass_rate"] == 1]
