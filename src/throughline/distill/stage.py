@@ -43,8 +43,9 @@ def traces(config: TracesConfig, inputs: Mapping[str, Artifact], ctx: Context) -
     """Sample the teacher on training tasks and keep the verified answers, the shortest of each task."""
     teacher = inputs["teacher"].path
     engine = TorchEngine.from_checkpoint(teacher, device=ctx.device)
-    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=sorted(config.shares))
-    by_family = {name: [task for task in tasks if task.family == name] for name in sorted(config.shares)}
+    wanted = sorted(name for name, share in config.shares.items() if share > 0)
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=wanted)
+    by_family = {name: [task for task in tasks if task.family == name] for name in wanted}
     sizes = {name: len(members) for name, members in by_family.items()}
     chosen = [by_family[name][i] for name, i in family_indices(sizes, config.shares, config.prompts, 0, ctx.seed)]
     sampling = Sampling(config.max_new_tokens, temperature=config.temperature, n=config.samples)
@@ -103,10 +104,10 @@ def student_base(config: StudentBaseConfig, inputs: Mapping[str, Artifact], ctx:
     """Pretrain the small decoder of the plan for a short while."""
     plan = read_json(inputs["plan"] / "plan.json")
     shape = ModelConfig.model_validate(plan["student"])
+    shards = ShardSet(inputs["data"].path)
+    shards.check_vocabulary(shape.vocab_size)
     model = Decoder(shape).initialize(torch.Generator().manual_seed(ctx.seed_for("weights"))).to(ctx.device)
-    source = ShardSource(
-        ShardSet(inputs["data"].path), plan["batch_tokens"], plan["sequence_length"], ctx.seed_for("windows"), None
-    )
+    source = ShardSource(shards, plan["batch_tokens"], plan["sequence_length"], ctx.seed_for("windows"), None)
     settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
     last = train(model, NextToken(), source, config.steps, settings, ctx, "pretraining the student")
     save_checkpoint(model, inputs["data"] / "tokenizer", ctx.out)
@@ -117,18 +118,21 @@ def student(config: StudentConfig, inputs: Mapping[str, Artifact], ctx: Context)
     """Fine-tune the student's base; with an input "traces", its reasoning rows are the teacher's."""
     base = inputs["base"].path
     tokenizer = load_tokenizer(base)
-    shares = {f"general/{name}": (1 - config.reasoning_share) * share for name, share in config.general.items()}
-    wanted = {**config.general, **({} if "traces" in inputs else config.reasoning)}
+    general = {name: share for name, share in config.general.items() if share > 0 and config.reasoning_share < 1}
+    reasoning = {name: share for name, share in config.reasoning.items() if share > 0}
+    total = sum(general.values())
+    shares = {f"general/{name}": (1 - config.reasoning_share) * share / total for name, share in general.items()}
+    wanted = {**general, **({} if "traces" in inputs else reasoning)}
     tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=sorted(wanted))
     written = task_examples(tokenizer, tasks, config.styles, ctx.rng("styles"))
-    examples: dict[str, list[Example]] = {f"general/{name}": written[name] for name in config.general}
+    examples: dict[str, list[Example]] = {f"general/{name}": written[name] for name in general}
     if "traces" in inputs:
         rows = read_jsonl(inputs["traces"] / "traces.jsonl")
         examples["traces"] = [message_example(tokenizer, row["messages"], row["task"]) for row in rows]
         shares["traces"] = config.reasoning_share
     else:
-        total = sum(config.reasoning.values())
-        for name, share in config.reasoning.items():
+        total = sum(reasoning.values())
+        for name, share in reasoning.items():
             examples[name] = written[name]
             shares[name] = config.reasoning_share * share / total
     source = FamilySource(
