@@ -238,6 +238,8 @@ def verify(directory: RunDirOption = DEFAULT_RUN) -> None:
     """Check that every artifact still has the content it was committed with."""
     from throughline.store.store import Store
 
+    if not (directory / "store").exists():
+        raise UserError(f"There is no run in {directory}", "name the directory of a run with --dir")
     store = Store(directory)
     damaged = store.verify()
     if damaged:
