@@ -26,5 +26,6 @@ def prepare(device: str, threads: int | None) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("compute.device is cuda, but torch finds no CUDA device", "set compute.device to cpu")
     if device == "cpu":
-        torch.use_deterministic_algorithms(True)
+        # As `use_deterministic_algorithms(True)`, which takes a second to load the compiler that nothing here uses.
+        torch.set_deterministic_debug_mode("error")
     return count
