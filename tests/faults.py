@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 DIED, FAILED, FINISHED, BROKEN = 77, 78, 0, 1
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
+CHANGES |= {"sqlite3.connect", "sqlite3.connect/handle"}  # Before and after a database is opened.
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
