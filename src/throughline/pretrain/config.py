@@ -1,6 +1,6 @@
 """Settings of pretraining. Imports no torch.
 
-The model's shape, the number of tokens and the learning rate come from the plan, not from here.
+The model's shape, the number of tokens, the learning rates and their schedule come from the plan, not from here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,8 @@ class PretrainConfig(Config):
 
     optimizer: Literal["adamw", "muon"] = "muon"
     """Muon orthogonalizes the momentum of the blocks' matrices; AdamW takes everything else."""
-    matrix_learning_rate: float = Field(default=0.02, gt=0)
-    """Peak learning rate of Muon."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
-    schedule: ScheduleConfig = ScheduleConfig(warmup=0.02, decay=0.2, final=0.1)
-    """How the learning rate moves."""
     runtime: TrainRuntime = TrainRuntime()
     """Checkpointing."""
 

@@ -20,7 +20,7 @@ from throughline.model.decoder import Decoder
 from throughline.pretrain.config import ContinueConfig, PretrainConfig
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
-from throughline.training.config import OptimizerConfig, TrainConfig
+from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from throughline.training.loop import train
 from throughline.training.objectives import NextToken
 from throughline.training.shards import ShardSet
@@ -39,10 +39,10 @@ def pretrain(config: PretrainConfig, inputs: Mapping[str, Artifact], ctx: Contex
         optimizer=OptimizerConfig(
             kind=config.optimizer,
             learning_rate=plan["learning_rate"],
-            matrix_learning_rate=config.matrix_learning_rate,
+            matrix_learning_rate=plan["matrix_learning_rate"],
             weight_decay=config.weight_decay,
         ),
-        schedule=config.schedule,
+        schedule=ScheduleConfig.model_validate(plan["schedule"]),
         runtime=config.runtime,
     )
     last = train(model, NextToken(), source, plan["steps"], settings, ctx, "pretraining")

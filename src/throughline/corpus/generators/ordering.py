@@ -44,7 +44,7 @@ def draw(rng: random.Random, split: str, config: GeneratorConfig) -> Instance | 
         template=f"{relation} {len(order)}",
         prompt=f"{' '.join(statements)} Who is {most if wants_most else least}?",
         answer=answer,
-        responses=[reply("think", f"<think>{'>'.join(order)}</think>{answer}"), reply("direct", answer)],
+        responses=[reply("think", f"<think>{' > '.join(order)}</think>{answer}"), reply("direct", answer)],
         fields={"order": order},
     )
 
@@ -57,6 +57,6 @@ def document(rng: random.Random, config: GeneratorConfig) -> tuple[str, str]:
             instance = draw(rng, "train", config)
             if instance is not None:
                 which = instance.prompt.rsplit(" ", 1)[1].rstrip("?")
-                return f"{instance.prompt} {'>'.join(instance.fields['order'])}. {instance.answer} is {which}."
+                return f"{instance.prompt} {' > '.join(instance.fields['order'])}. {instance.answer} is {which}."
 
     return "comparisons", fill(piece, rng.randint(120, 360))
