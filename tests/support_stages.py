@@ -52,6 +52,8 @@ PLAN = {
     "batch_tokens": 256,
     "sequence_length": 64,
     "learning_rate": 2e-3,
+    "matrix_learning_rate": 0.02,
+    "schedule": {"warmup": 0.02, "decay": 0.2, "final": 0.1},
 }
 
 

@@ -216,8 +216,10 @@ def test_documents_hold_no_heldout_instance(documents):
                 terms = numbers_of(re.split("[:=]", line)[0])
                 assert len(terms) < 3 or not is_heldout(arithmetic.calculation_key(terms), percent)
         if family == "ordering":
-            for order in re.findall(r"(?:\w+>)+\w+", row["text"]):
-                assert not is_heldout(ordering.order_key(order.split(">")), percent)
+            orders = re.findall(r"(?:\w+ > )+\w+", row["text"])
+            assert orders
+            for order in orders:
+                assert not is_heldout(ordering.order_key(order.split(" > ")), percent)
         if family == "lookup":
             for name in re.findall(r"The (\w+ \w+) costs", row["text"]):
                 assert not is_heldout(f"lookup|{name}", percent)
