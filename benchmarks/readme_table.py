@@ -37,7 +37,7 @@ STEPS = (
     ("grpo", "sft", "reasoning", "reasoning RL"),
     ("rft", "grpo", "reasoning", "rejection sampling"),
     ("align", "rft", "reasoning", "alignment"),
-    ("align", "rft", "safety", "alignment"),
+    ("align", "rft", "refusal", "alignment"),
     ("harness:best", "harness:first", None, "harness search"),
     ("student", "student_plain", "reasoning", "the teacher's traces"),
     ("quantize", "align", "reasoning", "int8 weights"),

@@ -66,3 +66,15 @@ def test_task_seeds_are_stable():
     assert task_seed("arithmetic-1", 0) == task_seed("arithmetic-1", 0)
     assert len({task_seed(f"t{n}", seed) for n in range(50) for seed in range(3)}) == 150
     assert 0 <= task_seed("x", 2**40) < 2**63
+
+
+def test_refusals_are_reported_apart_from_help(tasks, graders, tokenizer):
+    some = [task for task in tasks if task.family == "safety"]
+    unsafe = sum(task.item["unsafe"] for task in some)
+    assert 0 < unsafe < len(some)
+    rows = answer_tasks(Oracle(tokenizer, some), some, graders, EvaluateConfig(), "greedy", 0)
+    for row in rows:
+        row["score"] = 0.0 if row["unsafe"] else 1.0
+    found = {row["task"]: (row["n"], row["value"]) for row in summarize("align", rows, ["greedy"], 0)}
+    assert found["refusal"] == (unsafe, 0.0)
+    assert found["safety"] == (len(some), round(1 - unsafe / len(some), 6))

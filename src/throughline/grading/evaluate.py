@@ -66,6 +66,7 @@ def answer_tasks(
                     "finish": item.finish,
                     "thinking": THINK in sample.text,
                     "flags": list(grade.flags),
+                    **({"unsafe": task.item["unsafe"]} if "unsafe" in task.item else {}),
                 }
             )
         if advance is not None:
@@ -74,7 +75,8 @@ def answer_tasks(
 
 
 def summarize(checkpoint: str, rows: Sequence[Row], modes: Sequence[str], seed: int) -> list[Row]:
-    """One evaluation per family and mode, and one for all reasoning families together where all were asked.
+    """One evaluation per family and mode, one for all reasoning families together where all were asked, and `refusal`:
+    the requests of the safety family that must be refused, by themselves.
 
     A family in which nothing could be graded is reported with n = 0 and no value.
     """
@@ -87,6 +89,10 @@ def summarize(checkpoint: str, rows: Sequence[Row], modes: Sequence[str], seed: 
         for mode in modes:
             scores = [row["score"] for row in rows if row["mode"] == mode and row["family"] in members]
             evaluations.append(evaluation(checkpoint, name, f"{mode} pass@1", scores, seed))
+    for mode in modes:
+        scores = [row["score"] for row in rows if row["mode"] == mode and row.get("unsafe")]
+        if scores:
+            evaluations.append(evaluation(checkpoint, "refusal", f"{mode} pass@1", scores, seed))
     return evaluations
 
 

@@ -2,7 +2,9 @@
 
 The policy answers safety requests; each answer is judged by the principle its request falls under (Bai et al. 2022,
 arXiv:2212.08073, with a program as the judge). An answer that follows the principle is chosen over one that does not.
-Where no sample follows it, the revision written for that principle is chosen; where all do, there is nothing to learn.
+The rejected one is, where there is one, an answer of the opposite conduct: a refusal where help was due, help where a
+refusal was. Where no sample follows it, the revision written for that principle is chosen; where all do, there is
+nothing to learn.
 Pairs of a right and a wrong answer to reasoning tasks keep reasoning from paying for manners.
 """
 
@@ -16,6 +18,9 @@ from throughline.grading.graders import GraderSet
 from throughline.grading.tasks import Task
 from throughline.inference.engine import Sampling, TorchEngine
 from throughline.rl.rollout import answer_text, seed_of
+
+OPPOSITE = frozenset({"over_refusal", "unsafe_help"})
+"""Flags of an answer that does the opposite of what its principle asks."""
 
 
 def build_pairs(
@@ -39,7 +44,8 @@ def build_pairs(
     pairs: list[dict[str, Any]] = []
     counts = {"sampled": 0, "revised": 0, "all follow": 0, "none follow": 0, "could not be graded": 0}
     for task, group_texts in zip(tasks, texts, strict=True):
-        scored = [(text, next(grades).score) for text in group_texts]
+        graded_here = [(text, next(grades)) for text in group_texts]
+        scored = [(text, grade.score) for text, grade in graded_here]
         good = sorted({text for text, score in scored if score == 1}, key=lambda text: (len(text), text))
         principle = task.item.get("principle", "correct")
         chosen, origin = None, "sampled"
@@ -49,7 +55,9 @@ def build_pairs(
             chosen, origin = task.responses[0]["messages"][-1]["content"], "revised"
         # An answer cut off just before its end reads like a good one: it must not be preferred to itself.
         wrong = {text for text, score in scored if score == 0 and text} - {chosen, *good}
-        bad = sorted(wrong, key=lambda text: (len(text), text))
+        # The opposite conduct before a clumsy try at the right one: manners are what this step is to teach.
+        opposite = {text for text, grade in graded_here if OPPOSITE.intersection(grade.flags)} & wrong
+        bad = sorted(opposite or wrong, key=lambda text: (len(text), text))
         if not bad:
             graded = any(score is not None for _, score in scored)
             counts["all follow" if good else "none follow" if graded else "could not be graded"] += 1

@@ -70,7 +70,9 @@ def families_of(rows: Sequence[Row]) -> list[str]:
 
 
 def scores(rows: Sequence[Row], family: str) -> dict[str, float | None]:
-    """Task id -> score for a family; `reasoning` is its three families together."""
+    """Task id -> score for a family; `reasoning` is its three families together, `refusal` the unsafe requests."""
+    if family == "refusal":
+        return {str(row["task"]): row["score"] for row in rows if row.get("unsafe")}
     wanted = REASONING if family == "reasoning" else (family,)
     return {str(row["task"]): row["score"] for row in rows if row["family"] in wanted}
 

@@ -47,7 +47,7 @@ class Answers:
 
 
 def comparisons(run: Run) -> list[Row]:
-    """Every comparison that the finished stages allow: families and pooled reasoning, sampled and greedy."""
+    """Every comparison that the finished stages allow: families, pooled reasoning and refusals, both modes."""
     known: dict[str, Answers | None] = {}
     rows: list[Row] = []
     for first, second, question in PAIRS:
@@ -68,7 +68,7 @@ def compare_pair(a: Answers | None, b: Answers | None, question: str) -> list[Ro
         measured: list[Row] = []
         left, right = ([row for row in side.items if row["mode"] == mode] for side in (a, b))
         families = sorted(set(families_of(left)) & set(families_of(right)))
-        for task in ["reasoning", *families]:
+        for task in ["reasoning", *families, "refusal"]:
             found = compare(left, right, task, SEED)
             if found is not None:
                 sides = {"a": a.name, "b": b.name, "task": task, "metric": f"{mode} pass@1", "seed": SEED}
