@@ -27,6 +27,7 @@ COLUMNS = (
     ("code", "sampled"),
     ("format", "sampled"),
     ("safety", "sampled"),
+    ("refusal", "sampled"),
     ("lookup", "sampled"),
 )
 """Task and mode of each column."""
