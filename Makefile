@@ -10,7 +10,7 @@ RUN_ARGS  ?=
 TEST_ARGS ?=
 VENV      := .venv
 BIN       := $(VENV)/bin
-BENCHMARKS := $(filter-out benchmarks/readme_table.py benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/readme_table.py benchmarks/seeds_table.py benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint bench smoke clean

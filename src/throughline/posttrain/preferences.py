@@ -46,7 +46,8 @@ def build_pairs(
     for task, group_texts in zip(tasks, texts, strict=True):
         graded_here = [(text, next(grades)) for text in group_texts]
         scored = [(text, grade.score) for text, grade in graded_here]
-        good = sorted({text for text, score in scored if score == 1}, key=lambda text: (len(text), text))
+        # In the order sampled: the shortest would teach reasoning tasks to be answered without thinking.
+        good = list(dict.fromkeys(text for text, score in scored if score == 1))
         principle = task.item.get("principle", "correct")
         chosen, origin = None, "sampled"
         if good:
