@@ -15,7 +15,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from throughline.graph import LINE, ROOMS, StageSpec, upstream
 from throughline.recipe import Recipe
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
-from throughline.store.lease import Lease
+from throughline.store.lease import Lease, is_running
 from throughline.store.store import Store
 from throughline.store.why import Making, explain
 
@@ -49,7 +49,7 @@ class StageStatus:
     stage: str
     """Title of the room."""
     state: str
-    """pending, running, failed, done."""
+    """pending, running, interrupted, failed, done."""
     seconds: float | None = None
     identity: str | None = None
     digest: str | None = None
@@ -253,13 +253,19 @@ def plan_line(
 
 
 def status(run_dir: Path) -> list[StageStatus]:
-    """The state of every node, from `run.json`. Raises `UserError` when there is no run."""
+    """The state of every node, from `run.json`; one that was running when its process died is "interrupted".
+
+    Raises `UserError` when there is no run.
+    """
     file = run_dir / "run.json"
     if not file.exists():
         raise UserError(
             f"There is no run in {run_dir}", "start one with `throughline run laptop`, or name it with --dir"
         )
-    return [StageStatus(**row) for row in read_json(file)["stages"]]
+    rows = [StageStatus(**row) for row in read_json(file)["stages"]]
+    if is_running(run_dir):
+        return rows
+    return [replace(row, state="interrupted") if row.state == "running" else row for row in rows]
 
 
 def why(run_dir: Path, stage: str) -> StageStatus:

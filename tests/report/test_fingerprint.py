@@ -1,15 +1,12 @@
 import os
 import socket
-import subprocess
-import sys
-import time
 
 import pytest
 
 from throughline.base.errors import UserError
 from throughline.base.files import write_json, write_text
 from throughline.report import fingerprint as module
-from throughline.report.fingerprint import fingerprint, is_running
+from throughline.report.fingerprint import fingerprint
 
 
 @pytest.fixture
@@ -41,24 +38,6 @@ def test_it_changes_with_states_curves_the_process_and_the_code(run_dir, monkeyp
     monkeypatch.setattr(module, "code_version", lambda: "another")
     seen.append(fingerprint(run_dir))
     assert len(set(seen)) == len(seen)
-
-
-def test_the_owner_here_counts_by_its_process(run_dir):
-    assert not is_running(run_dir)
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    owner = {"host": socket.gethostname(), "heartbeat": time.time()}
-    write_json(run_dir / "lease.json", {**owner, "pid": ended.pid})
-    assert not is_running(run_dir)
-    write_json(run_dir / "lease.json", {**owner, "pid": os.getpid()})
-    assert is_running(run_dir)
-
-
-def test_the_owner_elsewhere_counts_by_its_heartbeat(run_dir):
-    write_json(run_dir / "lease.json", {"host": "elsewhere", "pid": 1, "heartbeat": time.time()})
-    assert is_running(run_dir)
-    write_json(run_dir / "lease.json", {"host": "elsewhere", "pid": 1, "heartbeat": time.time() - 3600})
-    assert not is_running(run_dir)
 
 
 def test_no_run_no_fingerprint(tmp_path):

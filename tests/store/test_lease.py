@@ -13,12 +13,12 @@ import pytest
 from throughline.base.errors import UserError
 from throughline.base.files import read_json, write_json
 from throughline.store import lease as leases
-from throughline.store.lease import Lease
+from throughline.store.lease import Lease, is_running
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from throughline.store.lease import Lease
+from throughline.store.lease import Lease, is_running
 with Lease(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -104,3 +104,21 @@ def test_heartbeats_are_renewed_and_rationed(tmp_path, monkeypatch):
             seen.append(json.loads((tmp_path / "lease.json").read_text())["heartbeat"])
     assert len(set(seen)) == 3  # Twelve seconds, one each five.
     assert now - seen[-1] <= leases.BEAT_EVERY
+
+
+def test_the_owner_here_counts_by_its_process(tmp_path):
+    assert not is_running(tmp_path)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    owner = {"host": socket.gethostname(), "heartbeat": time.time()}
+    write_json(tmp_path / "lease.json", {**owner, "pid": ended.pid})
+    assert not is_running(tmp_path)
+    write_json(tmp_path / "lease.json", {**owner, "pid": os.getpid()})
+    assert is_running(tmp_path)
+
+
+def test_the_owner_elsewhere_counts_by_its_heartbeat(tmp_path):
+    write_json(tmp_path / "lease.json", {"host": "elsewhere", "pid": 1, "heartbeat": time.time()})
+    assert is_running(tmp_path)
+    write_json(tmp_path / "lease.json", {"host": "elsewhere", "pid": 1, "heartbeat": time.time() - 3600})
+    assert not is_running(tmp_path)

@@ -67,7 +67,7 @@ def build_report(run_dir: Path) -> dict[str, Any]:
 
 def overview(run: Run) -> dict[str, Any]:
     """{"name", "seed", "state", "seconds", "done", "total"}; seconds add up over the finished stages."""
-    states = [run.state(row) for row in run.rows]
+    states = [row.state for row in run.rows]
     order = ("failed", "interrupted", "running", "pending")
     state = next((name for name in order if name in states), "done")
     if state == "pending" and run.running:
@@ -95,7 +95,7 @@ def stages(run: Run) -> list[dict[str, Any]]:
                 "name": status.name,
                 "room": status.room,
                 "title": status.stage,
-                "state": run.state(status),
+                "state": status.state,
                 "seconds": status.seconds,
                 "digest": status.digest,
                 "identity": status.identity,

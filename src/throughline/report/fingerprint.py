@@ -1,24 +1,20 @@
 """Whether a run's page is still true, found out without reading the run.
 
     fingerprint(run_dir)     # changes when a stage's state or content, a growing curve, or the report's code changes
-    is_running(run_dir)      # whether a process works on the line right now
 
-Both read a handful of small files and import nothing heavy, so that a run with nothing to do ends at once. Not
+It reads a handful of small files and imports nothing heavy, so that a run with nothing to do ends at once. Not
 covered: damage to artifacts (see `throughline verify`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import socket
-import time
 from functools import cache
 from pathlib import Path
 
 from throughline.base.errors import UserError
 from throughline.base.files import read_json
-from throughline.store.lease import STALE_AFTER
+from throughline.store.lease import is_running
 
 HERE = Path(__file__).parent
 
@@ -31,23 +27,6 @@ def code_version() -> str:
     for file in files:
         content.update(file.relative_to(HERE).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return content.hexdigest()
-
-
-def is_running(run_dir: Path) -> bool:
-    """Whether the owner of the run directory is alive: by its process here, by its heartbeat on another host."""
-    try:
-        owner = read_json(run_dir / "lease.json")
-    except UserError:
-        return False
-    if owner.get("host") != socket.gethostname():
-        return time.time() - float(owner.get("heartbeat", 0)) < STALE_AFTER
-    try:
-        os.kill(int(owner["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def fingerprint(run_dir: Path) -> str:

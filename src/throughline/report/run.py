@@ -16,8 +16,8 @@ from typing import Any
 
 from throughline.base.files import read_json, read_jsonl
 from throughline.line import StageStatus, status
-from throughline.report.fingerprint import is_running
 from throughline.store.artifact import Artifact
+from throughline.store.lease import is_running
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,6 @@ class Run:
         attempts = (self.path / "work").glob(f"{stage}-*/out/log/metrics.jsonl")
         # Of several attempts (another recipe left one behind) the one that was written to last is meant.
         return max(attempts, key=lambda file: (file.stat().st_mtime_ns, str(file)), default=None)
-
-    def state(self, row: StageStatus) -> str:
-        """A stage's state; "interrupted" when it counts as running and no process is left."""
-        return "interrupted" if row.state == "running" and not self.running else row.state
 
     def where(self, stage: str) -> str | None:
         """A finished stage's directory, relative to the run's."""

@@ -85,3 +85,20 @@ class Lease:
             f"The run directory {self.run_dir} is in use by {who}",
             "wait for it to end, stop it, or give this run a directory of its own with --dir",
         )
+
+
+def is_running(run_dir: Path) -> bool:
+    """Whether the owner of the run directory is alive: by its process here, by its heartbeat on another host."""
+    try:
+        owner = read_json(run_dir / "lease.json")
+    except UserError:
+        return False
+    if owner.get("host") != socket.gethostname():
+        return time.time() - float(owner.get("heartbeat", 0)) < STALE_AFTER
+    try:
+        os.kill(int(owner["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
