@@ -135,6 +135,9 @@ class RetrainConfig(Config):
     """Share of rows from traffic; the rest replays the tasks' training rows."""
     replay: dict[str, float] = {**REASONING, "safety": 0.2, "lookup": 0.3, "code": 0.15, "format": 0.15}
     """Share of each family among the replayed rows."""
+    styles: dict[str, float] = {"think": 0.95, "direct": 0.05, "tool": 0.5, "context": 0.5}
+    """How often a replayed task with several written answers is shown with each style: mostly with thinking, which
+    reinforcement learning found to pay and a replay of direct answers would undo."""
     sequence_length: int = Field(default=256, ge=16)
     """Tokens of a packed row."""
     rows_per_batch: int = Field(default=64, ge=1)

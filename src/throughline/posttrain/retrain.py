@@ -35,7 +35,7 @@ def retrain(config: RetrainConfig, inputs: Mapping[str, Artifact], ctx: Context)
         )
     wanted = [name for name, share in config.replay.items() if share > 0]
     tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=wanted)
-    examples = task_examples(tokenizer, tasks, {}, ctx.rng("styles"))
+    examples = task_examples(tokenizer, tasks, config.styles, ctx.rng("styles"))
     examples["traffic"] = [
         message_example(tokenizer, row["messages"], f"sft.jsonl row {number}") for number, row in enumerate(rows)
     ]
