@@ -35,18 +35,18 @@ def test_a_model_that_knows_nothing_needs_log_vocabulary():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    found = bits_per_byte(model, windows(8, 16), bytes_per_token=2.0, seed=0)
+    found = bits_per_byte(*window_nats(model, windows(8, 16)), bytes_per_token=2.0, seed=0)
     assert found.value == pytest.approx(math.log2(300) / 2) and found.n == 8
     assert found.low <= found.value <= found.high
 
 
 def test_halving_the_bytes_doubles_the_bits():
     model, block = tiny_model(), windows(12, 16)
-    one, two = (bits_per_byte(model, block, size, seed=0) for size in (3.0, 1.5))
+    one, two = (bits_per_byte(*window_nats(model, block), size, seed=0) for size in (3.0, 1.5))
     assert two.value == pytest.approx(2 * one.value)
     assert one.low < one.value < one.high
     with pytest.raises(ValueError, match="no held-out window"):
-        bits_per_byte(model, block[:0], 1.0, seed=0)
+        bits_per_byte(*window_nats(model, block[:0]), 1.0, seed=0)
 
 
 def test_rows_per_source_that_has_heldout_text(tmp_path):
@@ -62,9 +62,15 @@ def test_rows_per_source_that_has_heldout_text(tmp_path):
         (tmp_path / "data" / "shards" / f"{source}.train.bin").touch()
         (tmp_path / "data" / "shards" / f"{source}.heldout.bin").touch()
     stream.tofile(tmp_path / "data" / "shards" / "books.heldout.bin")
-    rows = bits_rows(
+    rows, scored = bits_rows(
         tiny_model(), make_artifact(tmp_path / "data"), "pretrain", EvaluateConfig(), make_context(tmp_path / "run")
     )
     assert [(row["checkpoint"], row["task"], row["metric"]) for row in rows] == [("pretrain", "books", "bits_per_byte")]
     assert 0 < rows[0]["low"] <= rows[0]["value"] <= rows[0]["high"]
     assert rows[0]["value"] == pytest.approx(math.log2(300) / 3, rel=0.1)
+    # The windows add up to the total, and the last one holds what is left.
+    bits, size = (sum(row[key] for row in scored) for key in ("bits", "bytes"))
+    assert bits / size == pytest.approx(rows[0]["value"], rel=0.01)
+    assert [row["window"] for row in scored] == list(range(rows[0]["n"])) and {row["source"] for row in scored} == {
+        "books"
+    }

@@ -65,17 +65,19 @@ def test_evaluation_of_a_checkpoint(tmp_path, inputs):
     items = read_jsonl(contexts[0].out / "items.jsonl")
     assert len(items) == 2 * 6 * len(FAMILIES)
     columns = {"task", "family", "mode", "score", "output", "tokens", "finish", "thinking", "flags"}
-    assert all(set(row) == columns for row in items)
+    assert all(set(row) - {"unsafe"} == columns for row in items)
+    assert all(("unsafe" in row) == (row["family"] == "safety") for row in items)
+    unsafe = sum(row.get("unsafe", False) for row in items) // 2
     assert all(1 <= row["tokens"] <= 8 for row in items)
     # An untrained model seldom stops within eight tokens: what is cut off scores zero and says so.
     cut = [row for row in items if row["finish"] == "length"]
     assert cut and all(row["score"] == 0 and row["flags"] == ["truncated"] for row in cut)
     rows = read_json(contexts[0].out / "summary.json")["evaluations"]
     assert {(row["task"], row["metric"]) for row in rows} == {
-        (task, f"{mode} pass@1") for task in (*FAMILIES, "reasoning") for mode in ("sampled", "greedy")
+        (task, f"{mode} pass@1") for task in (*FAMILIES, "reasoning", "refusal") for mode in ("sampled", "greedy")
     }
     for row in rows:
-        assert row["checkpoint"] == "sft" and row["n"] == (18 if row["task"] == "reasoning" else 6)
+        assert row["checkpoint"] == "sft" and row["n"] == {"reasoning": 18, "refusal": unsafe}.get(row["task"], 6)
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1 and row["ungradable"] == 0
     assert content_digest(contexts[0].out) == content_digest(contexts[1].out)
     assert (contexts[0].out / "log" / "latency.json").exists()

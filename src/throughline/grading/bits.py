@@ -7,7 +7,7 @@ bytes per token. Not covered: sliding windows, which would give every token a fu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,11 @@ ROWS = 32
 
 
 @torch.inference_mode()
-def window_nats(
-    model: Decoder, windows_NT: np.ndarray, advance: Callable[[int], None] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def window_nats(model: Decoder, windows_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(nats, targets) per window of shape (n, length + 1); padding is no target."""
     device = model.embedding.weight.device
+    if not len(windows_NT):
+        return np.zeros(0), np.zeros(0, dtype=np.int64)
     nats, counts = [], []
     for start in range(0, len(windows_NT), ROWS):
         block = torch.from_numpy(windows_NT[start : start + ROWS]).to(device)
@@ -34,28 +34,32 @@ def window_nats(
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="none")
         nats.append(losses.view(targets.shape).double().sum(1).cpu().numpy())
         counts.append((targets != PAD).sum(1).cpu().numpy())
-        if advance is not None:
-            advance(len(block))
     return np.concatenate(nats), np.concatenate(counts)
 
 
-def bits_per_byte(
-    model: Decoder,
-    windows_NT: np.ndarray,
-    bytes_per_token: float,
-    seed: int,
-    advance: Callable[[int], None] | None = None,
-) -> Estimate:
-    """Bits per byte over all windows, with a bootstrap interval over windows; n is the number of windows.
+def bits_per_byte(nats: np.ndarray, counts: np.ndarray, bytes_per_token: float, seed: int) -> Estimate:
+    """Bits per byte over all windows of `window_nats`, with a bootstrap interval over windows; n counts windows.
 
     Raises `ValueError` without windows.
     """
-    if not len(windows_NT):
+    if not len(nats):
         raise ValueError("there is no held-out window to score")
-    nats, counts = window_nats(model, windows_NT, advance)
     scale = 1 / (math.log(2) * bytes_per_token)
     mean_count = counts.mean()
     # The ratio of sums; the interval treats the token count of a window as fixed, since all but the last are full.
     value = float(nats.sum() / counts.sum()) * scale
     low, high = bootstrap(nats / mean_count * scale, seed)
-    return Estimate(value, min(low, value), max(high, value), len(windows_NT))
+    return Estimate(value, min(low, value), max(high, value), len(nats))
+
+
+def window_rows(source: str, nats: np.ndarray, counts: np.ndarray, bytes_per_token: float) -> list[dict[str, Any]]:
+    """One row per window, so that two checkpoints can be compared on the same text."""
+    return [
+        {
+            "source": source,
+            "window": number,
+            "bits": round(float(lost) / math.log(2), 4),
+            "bytes": round(float(count) * bytes_per_token),
+        }
+        for number, (lost, count) in enumerate(zip(nats, counts, strict=True))
+    ]

@@ -76,7 +76,9 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Artifact], ctx: Contex
             rows += found
     evaluations = summarize(checkpoint.stage, rows, config.modes, ctx.seed)
     if "data" in inputs and config.heldout_documents:
-        evaluations += bits_rows(engine.model, inputs["data"], checkpoint.stage, config, ctx)
+        bits, scored = bits_rows(engine.model, inputs["data"], checkpoint.stage, config, ctx)
+        evaluations += bits
+        write_jsonl(ctx.out / "bpb.jsonl", scored)
     write_jsonl(ctx.out / "items.jsonl", rows)
     write_json(ctx.out / "summary.json", {"evaluations": evaluations})
     write_json(ctx.out / "log" / "latency.json", timings)
@@ -86,19 +88,25 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Artifact], ctx: Contex
     )
 
 
-def bits_rows(model: Decoder, data: Artifact, checkpoint: str, config: EvaluateConfig, ctx: Context) -> list[Row]:
-    """One bits_per_byte evaluation per source that has held-out text."""
-    from throughline.grading.bits import bits_per_byte
+def bits_rows(
+    model: Decoder, data: Artifact, checkpoint: str, config: EvaluateConfig, ctx: Context
+) -> tuple[list[Row], list[Row]]:
+    """One bits_per_byte evaluation per source that has held-out text, and the windows they are made of."""
+    from throughline.grading.bits import bits_per_byte, window_nats, window_rows
     from throughline.training.shards import ShardSet
 
     shards = ShardSet(data.path)
     length = min(256, model.config.max_position_embeddings)
     rows: list[Row] = []
+    scored: list[Row] = []
     with ctx.progress("bits per byte", len(shards.sources)) as progress:
         for source in shards.sources:
             windows = shards.heldout_windows(source, length, config.heldout_documents)
             if len(windows):
-                found = bits_per_byte(model, windows, shards.heldout_bytes_per_token(source), ctx.seed)
+                nats, counts = window_nats(model, windows)
+                size = shards.heldout_bytes_per_token(source)
+                found = bits_per_byte(nats, counts, size, ctx.seed)
+                scored += window_rows(source, nats, counts, size)
                 rows.append(
                     {
                         "checkpoint": checkpoint,
@@ -113,4 +121,4 @@ def bits_rows(model: Decoder, data: Artifact, checkpoint: str, config: EvaluateC
                     }
                 )
             progress.advance()
-    return rows
+    return rows, scored

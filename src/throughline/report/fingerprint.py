@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 
 from throughline.base.errors import UserError
-from throughline.base.files import read_json
 from throughline.store.lease import is_running
 
 HERE = Path(__file__).parent
