@@ -35,6 +35,30 @@ def test_an_empty_recipe_is_all_defaults(tmp_path):
     assert all(recipe.section(name) == config_class(name)() for name in CONFIGS)
 
 
+def test_a_block_keeps_what_it_does_not_name(tmp_path):
+    recipe = load(tmp_path, "rft: {optimizer: {learning_rate: 0.5}}", "rft.schedule.warmup=0.3")
+    default, changed = config_class("rft")(), recipe.section("rft")
+    assert changed.optimizer == default.optimizer.model_copy(update={"learning_rate": 0.5})
+    assert changed.schedule == default.schedule.model_copy(update={"warmup": 0.3})
+    # All but the two changed values are those of the stage, not of the block's class.
+    assert default.optimizer != type(default.optimizer)() and default.schedule != type(default.schedule)()
+
+
+def test_one_way_to_state_a_budget_replaces_the_other(tmp_path):
+    budget = load(tmp_path, "plan: {budget: {minutes: 3}}").section("plan").budget
+    assert (budget.flops, budget.minutes) == (None, 3)
+
+
+def test_a_source_of_ones_own_has_an_identity(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("one")
+    text = f"raw: {{python: null, sources: [{{name: notes, path: {tmp_path / 'notes'}}}]}}"
+    before = identity_of(load(tmp_path, text).section("raw"))
+    assert before == identity_of(load(tmp_path, text).section("raw"))
+    (tmp_path / "notes" / "a.txt").write_text("another")
+    assert before != identity_of(load(tmp_path, text).section("raw"))
+
+
 def test_given_values_replace_defaults_and_leave_the_rest(tmp_path):
     recipe = load(tmp_path, "name: other\nseed: 4\ncompute: {threads: 1}\ngrpo:\n  steps: 7\n")
     assert (recipe.name, recipe.seed, recipe.compute.threads) == ("other", 4, 1)

@@ -137,7 +137,7 @@ def _parse(kind: type[Any], value: Any, section: str, source: str) -> Any:
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{source}: {section} holds {value!r} instead of settings", f"write keys below `{section}:`")
     try:
-        return kind.model_validate(value or {})
+        return kind.model_validate(_over_defaults(kind, value or {}))
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(part) for part in first["loc"]]
@@ -148,6 +148,19 @@ def _parse(kind: type[Any], value: Any, section: str, source: str) -> Any:
         message = first["msg"].removeprefix("Value error, ")
         given = "" if first["type"] == "value_error" else f" (given {first.get('input')!r})"
         raise UserError(f"{source}: {key or section}: {message}{given}{more}", f"change {key or section}") from error
+
+
+def _over_defaults(kind: type[Config], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` with its blocks laid over the defaults of `kind`: naming one key of a block keeps its others."""
+    defaults = {name: info.default for name, info in kind.model_fields.items()}
+    return {name: _over(defaults.get(name), value) for name, value in given.items()}
+
+
+def _over(default: Any, given: Any) -> Any:
+    if not isinstance(default, Config) or not isinstance(given, dict):
+        return given
+    kept = {} if default.whole else {name: getattr(default, name) for name in type(default).model_fields}
+    return {**kept, **{name: _over(getattr(default, name, None), value) for name, value in given.items()}}
 
 
 def _keys(kind: type[Any], path: Sequence[str]) -> list[str]:

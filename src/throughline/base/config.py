@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from enum import Enum
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +25,9 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+
+    whole: ClassVar[bool] = False
+    """Whether a recipe that names one of its keys replaces the default whole instead of changing that key of it."""
 
 
 class Runtime(Config):
@@ -43,6 +47,8 @@ def identity_of(value: Any) -> Any:
         return {name: identity_of(item) for name, item in items.items() if not isinstance(item, Runtime)}
     if isinstance(value, Enum):
         return identity_of(value.value)
+    if isinstance(value, Path):
+        return value.as_posix()
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

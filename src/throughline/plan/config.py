@@ -6,6 +6,8 @@ parallel layouts over several devices.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
 from throughline.base.config import Config
@@ -14,6 +16,8 @@ from throughline.training.config import ScheduleConfig
 
 class BudgetConfig(Config):
     """What pretraining may cost: exactly one of the two."""
+
+    whole: ClassVar[bool] = True
 
     flops: float | None = Field(default=None, gt=0)
     """Floating-point operations of training, forward and backward."""

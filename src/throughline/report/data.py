@@ -137,7 +137,9 @@ def environment(run: Run) -> list[dict[str, Any]]:
 
 def commands(run: Run) -> list[dict[str, str]]:
     """How to make this run again and look into it: {"command", "what"}."""
-    directory = f"--dir {run.path.resolve().name}"
+    place = run.path.resolve()
+    here = Path.cwd().resolve()
+    directory = f"--dir {place.relative_to(here) if place.is_relative_to(here) else place}"
     rows = [
         (f"throughline run {run.name} --seed {run.seed} {directory}", "make it, or go on where it stopped"),
         (f"throughline status {directory}", "the state of every stage"),

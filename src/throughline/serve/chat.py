@@ -41,7 +41,7 @@ def chat(
     with ExitStack() as stack:
         if url is None:
             if model is None and served is None:
-                raise UserError("There is nobody to talk to", "give a model directory or the --url of a server")
+                raise UserError("There is nobody to talk to", "give a model directory or the address of a server")
             loaded = served or ServedModel.load(model or Path())
             url = stack.enter_context(BackgroundServer(loaded, ServeConfig(), None)).url
         client = stack.enter_context(httpx.Client(base_url=url, timeout=600))
@@ -103,5 +103,5 @@ def _deltas(client: httpx.Client, body: dict[str, Any]) -> Iterator[dict[str, An
                     yield choice["delta"]
     except httpx.TransportError as error:
         raise UserError(
-            f"No server answers at {client.base_url} ({error})", "start `throughline serve`, or check --url"
+            f"No server answers at {client.base_url} ({error})", "start `throughline serve`, or check its address"
         ) from error
