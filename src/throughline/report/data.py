@@ -139,7 +139,8 @@ def commands(run: Run) -> list[dict[str, str]]:
     """How to make this run again and look into it: {"command", "what"}."""
     place = run.path.resolve()
     here = Path.cwd().resolve()
-    directory = f"--dir {place.relative_to(here) if place.is_relative_to(here) else place}"
+    # From where the report is written; a place outside is named by its last part, since a page may travel.
+    directory = f"--dir {place.relative_to(here) if place.is_relative_to(here) else place.name}"
     rows = [
         (f"throughline run {run.name} --seed {run.seed} {directory}", "make it, or go on where it stopped"),
         (f"throughline status {directory}", "the state of every stage"),
