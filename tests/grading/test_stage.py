@@ -83,6 +83,14 @@ def test_evaluation_of_a_checkpoint(tmp_path, inputs):
     assert (contexts[0].out / "log" / "latency.json").exists()
 
 
+def test_a_family_may_be_asked_more_than_the_others(tmp_path, inputs):
+    context = make_context(tmp_path)
+    config = EvaluateConfig(families=("format", "safety"), n=2, n_by_family={"safety": 5}, max_new_tokens=2)
+    evaluate(config, inputs, context)
+    rows = read_json(context.out / "summary.json")["evaluations"]
+    assert {(row["task"], row["n"]) for row in rows if row["task"] != "refusal"} == {("format", 2), ("safety", 5)}
+
+
 def test_a_sample_depends_on_its_task_and_the_seed_only(tmp_path, inputs):
     few, many, other = (make_context(tmp_path / name, seed=seed) for name, seed in (("f", 5), ("m", 5), ("o", 6)))
     settings = {"families": ("arithmetic",), "modes": ("sampled",), "max_new_tokens": 8}

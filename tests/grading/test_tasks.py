@@ -40,6 +40,8 @@ def test_families_and_limit_per_family(tmp_path):
     rows = [{**ROW, "id": f"{family}-{n}", "family": family} for n in range(4) for family in ("a", "b", "c")]
     path = write(tmp_path / "t.jsonl", *rows)
     assert [task.id for task in load_tasks(path, families=["a", "c"], limit=2)] == ["a-0", "c-0", "a-1", "c-1"]
+    limited = load_tasks(path, ["a", "c"], 2, {"c": 1})
+    assert [task.id for task in limited] == ["a-0", "c-0", "a-1"]
     assert len(load_tasks(path)) == 12
 
 

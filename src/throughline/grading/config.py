@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from throughline.base.config import Config
 
@@ -50,6 +50,8 @@ class EvaluateConfig(Config):
     """Task families; lookup is asked with its facts in a system turn."""
     n: int = Field(default=450, ge=1)
     """Held-out tasks per family at most."""
+    n_by_family: dict[str, PositiveInt] = {}
+    """Families with another limit than `n`."""
     modes: tuple[Literal["sampled", "greedy"], ...] = ("sampled", "greedy")
     """One sample per task at `temperature`, the likeliest continuation, or both."""
     temperature: float = Field(default=1.0, gt=0)

@@ -55,7 +55,7 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Artifact], ctx: Contex
     from throughline.inference.engine import TorchEngine
 
     checkpoint = inputs["checkpoint"]
-    tasks = load_tasks(inputs["tasks"] / "heldout.jsonl", families=config.families, limit=config.n)
+    tasks = load_tasks(inputs["tasks"] / "heldout.jsonl", config.families, config.n, config.n_by_family)
     engine = TorchEngine.from_checkpoint(checkpoint.path, device=ctx.device)
     rows: list[Row] = []
     timings = {}

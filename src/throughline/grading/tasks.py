@@ -96,10 +96,16 @@ def task_from_row(row: Mapping[str, Any], where: str = "the task") -> Task:
     return task
 
 
-def load_tasks(path: Path, families: Sequence[str] | None = None, limit: int | None = None) -> list[Task]:
+def load_tasks(
+    path: Path,
+    families: Sequence[str] | None = None,
+    limit: int | None = None,
+    limit_by_family: Mapping[str, int] | None = None,
+) -> list[Task]:
     """The tasks of a JSONL file, in file order.
 
-    `families` keeps those families, `limit` the first so many of each family. Raises `UserError` for a missing file, a
+    `families` keeps those families, `limit` the first so many of each family, `limit_by_family` another number of the
+    families it names. Raises `UserError` for a missing file, a
     bad row, an id that occurs twice, or a family without a single task.
     """
     tasks: list[Task] = []
@@ -115,7 +121,8 @@ def load_tasks(path: Path, families: Sequence[str] | None = None, limit: int | N
                 f"{path}, row {number}: the id {task.id!r} is that of row {seen[task.id]}", "use unique ids"
             )
         seen[task.id] = number
-        if limit is not None and taken[task.family] >= limit:
+        most = (limit_by_family or {}).get(task.family, limit)
+        if most is not None and taken[task.family] >= most:
             continue
         taken[task.family] += 1
         tasks.append(task)

@@ -9,6 +9,7 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
+from pydantic import ValidationError
 
 from throughline.base.files import read_jsonl
 from throughline.corpus.generators import arithmetic, code, format, lookup, ordering, safety
@@ -51,6 +52,17 @@ def test_counts_ids_and_columns(tasks):
     everything = tasks.train + tasks.heldout
     assert len({row["id"] for row in everything}) == len(everything)
     assert all(row["responses"] and row["grader"] and row["template"] for row in everything)
+
+
+def test_a_family_may_have_a_heldout_count_of_its_own(tasks):
+    more = SMALL.model_copy(update={"heldout_by_family": {"safety": 150}})
+    held = generate_tasks(more, 7).heldout
+    assert Counter(row["family"] for row in held) == {**dict.fromkeys(FAMILIES, 120), "safety": 150}
+    # The others are not touched by it, and the longer list begins with the shorter one.
+    for family in FAMILIES:
+        assert of(held, family)[:120] == of(tasks.heldout, family)
+    with pytest.raises(ValidationError, match="heldout_by_family"):
+        GeneratorConfig(heldout_by_family={"safty": 150})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

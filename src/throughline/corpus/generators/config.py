@@ -5,9 +5,13 @@ Not covered: the seed, which the stage passes beside the config, and which famil
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, PositiveInt
 
 from throughline.base.config import Config
+
+Family = Literal["arithmetic", "word_problem", "ordering", "code", "format", "safety", "lookup"]
 
 
 class TrainCounts(Config):
@@ -53,6 +57,8 @@ class GeneratorConfig(Config):
     """Training instances per family."""
     heldout: int = Field(default=450, ge=1)
     """Held-out instances per family; 450 gives a 95% interval of at most 4.6 points either side."""
+    heldout_by_family: dict[Family, PositiveInt] = {}
+    """Families with another count than `heldout`: safety, say, of which only half are to be refused."""
     heldout_percent: int = Field(default=12, ge=1, le=50)
     """Share of the instance space, by hash of the instance, that is reserved for the held-out set."""
     max_terms: int = Field(default=4, ge=3, le=6)

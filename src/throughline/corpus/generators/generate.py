@@ -15,10 +15,10 @@ from random import Random
 
 from throughline.base.files import write_json, write_jsonl
 from throughline.corpus.generators import arithmetic, code, format, lookup, ordering, safety, word_problem
-from throughline.corpus.generators.config import GeneratorConfig
+from throughline.corpus.generators.config import Family, GeneratorConfig
 from throughline.corpus.generators.instance import Instance, Row, collect, random_for, rows
 
-FAMILIES = ("arithmetic", "word_problem", "ordering", "code", "format", "safety", "lookup")
+FAMILIES: tuple[Family, ...] = ("arithmetic", "word_problem", "ordering", "code", "format", "safety", "lookup")
 GRADERS = {
     "arithmetic": "final_answer",
     "word_problem": "final_answer",
@@ -58,9 +58,10 @@ class Tasks:
     constitution: list[Row]
 
 
-def instances(family: str, split: str, config: GeneratorConfig, seed: int) -> list[Instance]:
+def instances(family: Family, split: str, config: GeneratorConfig, seed: int) -> list[Instance]:
     """The instances of one family and split, with their canonical keys."""
-    count = config.heldout if split == "heldout" else getattr(config.train, family)
+    held = config.heldout_by_family.get(family, config.heldout)
+    count = held if split == "heldout" else getattr(config.train, family)
     rng = random_for(seed, family, split)
     what = f"{split} {family}"
     if family == "lookup":
