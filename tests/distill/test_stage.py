@@ -24,6 +24,7 @@ from throughline.grading.tasks import load_tasks
 from throughline.inference.engine import TorchEngine
 from throughline.model.checkpoint import load_model
 from throughline.store.artifact import content_digest
+from throughline.training import finetune
 from throughline.training.batch import Batch
 from throughline.training.objectives import NextToken
 from throughline.training.shards import ShardSet
@@ -112,13 +113,13 @@ def test_a_student_is_trained_with_and_without_traces(world, made, tmp_path, wit
 
 def test_the_two_students_share_their_general_rows_and_see_as_many_of_each_kind(world, made, tmp_path, monkeypatch):
     sources = []
-    plain = module.FamilySource
+    plain = finetune.FamilySource
 
     def watched(*arguments):
         sources.append(plain(*arguments))
         return sources[-1]
 
-    monkeypatch.setattr(module, "FamilySource", watched)
+    monkeypatch.setattr(finetune, "FamilySource", watched)
     for number, more in enumerate(({"traces": made}, {})):
         student(STUDENT, {"base": world["base"], "tasks": world["tasks"], **more}, make_context(tmp_path / str(number)))
     with_traces, without = sources
@@ -136,9 +137,9 @@ def test_the_two_students_share_their_general_rows_and_see_as_many_of_each_kind(
 @pytest.mark.parametrize("general", [{"code": 3.0, "lookup": 1.0}, {"code": 0.03, "lookup": 0.01, "poetry": 0.0}])
 def test_general_shares_are_relative(world, made, tmp_path, monkeypatch, general):
     shares = []
-    plain = module.FamilySource
+    plain = finetune.FamilySource
     monkeypatch.setattr(
-        module, "FamilySource", lambda examples, given, *rest: shares.append(given) or plain(examples, given, *rest)
+        finetune, "FamilySource", lambda examples, given, *rest: shares.append(given) or plain(examples, given, *rest)
     )
     config = STUDENT.model_copy(update={"general": general, "steps": 1})
     student(config, {"base": world["base"], "tasks": world["tasks"], "traces": made}, make_context(tmp_path))

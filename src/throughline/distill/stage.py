@@ -30,10 +30,11 @@ from throughline.store.context import Context
 from throughline.training.batch import Example
 from throughline.training.config import TrainConfig
 from throughline.training.conversations import message_example, task_examples
+from throughline.training.finetune import fine_tune
 from throughline.training.loop import train
 from throughline.training.objectives import NextToken
 from throughline.training.shards import ShardSet
-from throughline.training.sources import FamilySource, ShardSource, family_indices
+from throughline.training.sources import ShardSource, family_indices
 
 CHUNK = 256
 """Prompts sampled between two saves of `traces`."""
@@ -135,18 +136,7 @@ def student(config: StudentConfig, inputs: Mapping[str, Artifact], ctx: Context)
         for name, share in reasoning.items():
             examples[name] = written[name]
             shares[name] = config.reasoning_share * share / total
-    source = FamilySource(
-        examples,
-        shares,
-        config.examples_per_step,
-        config.sequence_length,
-        config.rows_per_batch,
-        ctx.seed_for("order"),
-    )
-    model = load_model(base, ctx.device)
-    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
-    last = train(model, NextToken(), source, config.steps, settings, ctx, "training the student")
-    save_checkpoint(model, base, ctx.out)
+    last, model = fine_tune(base, examples, shares, config, ctx, "training the student")
     ctx.metrics.summary(loss=last["loss"], parameters=model.config.parameters())
 
 

@@ -12,15 +12,12 @@ from collections.abc import Mapping
 from throughline.base.errors import UserError
 from throughline.base.files import read_jsonl
 from throughline.grading.tasks import load_tasks
-from throughline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
+from throughline.model.checkpoint import load_tokenizer
 from throughline.posttrain.config import RetrainConfig
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
-from throughline.training.config import TrainConfig
 from throughline.training.conversations import message_example, task_examples
-from throughline.training.loop import train
-from throughline.training.objectives import NextToken
-from throughline.training.sources import FamilySource
+from throughline.training.finetune import fine_tune
 
 
 def retrain(config: RetrainConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
@@ -42,16 +39,5 @@ def retrain(config: RetrainConfig, inputs: Mapping[str, Artifact], ctx: Context)
     total = sum(config.replay[name] for name in wanted)
     shares = {name: (1 - config.traffic_share) * config.replay[name] / total for name in wanted}
     shares["traffic"] = config.traffic_share
-    source = FamilySource(
-        examples,
-        shares,
-        config.examples_per_step,
-        config.sequence_length,
-        config.rows_per_batch,
-        ctx.seed_for("order"),
-    )
-    model = load_model(champion, ctx.device)
-    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
-    last = train(model, NextToken(), source, config.steps, settings, ctx, "retraining on traffic")
-    save_checkpoint(model, champion, ctx.out)
+    last, _ = fine_tune(champion, examples, shares, config, ctx, "retraining on traffic")
     ctx.metrics.summary(loss=last["loss"], traffic_rows=len(rows))

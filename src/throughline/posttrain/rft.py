@@ -15,15 +15,12 @@ import numpy as np
 from throughline.base.errors import UserError
 from throughline.base.files import read_jsonl, write_json, write_jsonl
 from throughline.grading.tasks import load_tasks
-from throughline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
+from throughline.model.checkpoint import load_tokenizer
 from throughline.posttrain.config import RFTConfig
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
-from throughline.training.config import TrainConfig
 from throughline.training.conversations import message_example, task_examples
-from throughline.training.loop import train
-from throughline.training.objectives import NextToken
-from throughline.training.sources import FamilySource
+from throughline.training.finetune import fine_tune
 
 
 def accept(
@@ -94,16 +91,5 @@ def rft(config: RFTConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
     total = sum(config.general[name] for name in general) or 1.0
     shares = {name: (1 - config.rollout_share) * config.general[name] / total for name in general}
     shares["rollouts"] = config.rollout_share
-    source = FamilySource(
-        examples,
-        shares,
-        config.examples_per_step,
-        config.sequence_length,
-        config.rows_per_batch,
-        ctx.seed_for("order"),
-    )
-    model = load_model(policy, ctx.device)
-    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
-    last = train(model, NextToken(), source, config.steps, settings, ctx, "rejection-sampling fine-tuning")
-    save_checkpoint(model, policy, ctx.out)
+    last, _ = fine_tune(policy, examples, shares, config, ctx, "rejection-sampling fine-tuning")
     ctx.metrics.summary(loss=last["loss"], accepted=len(kept))

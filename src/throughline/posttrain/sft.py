@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from throughline.grading.tasks import load_tasks
-from throughline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
+from throughline.model.checkpoint import load_tokenizer
 from throughline.posttrain.config import SFTConfig
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
-from throughline.training.config import TrainConfig
 from throughline.training.conversations import task_examples
-from throughline.training.loop import train
-from throughline.training.objectives import NextToken
-from throughline.training.sources import FamilySource
+from throughline.training.finetune import fine_tune
 
 
 def sft(config: SFTConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
@@ -28,16 +25,5 @@ def sft(config: SFTConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
     wanted = [name for name, share in config.shares.items() if share > 0]
     tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=wanted)
     examples = task_examples(tokenizer, tasks, config.styles, ctx.rng("styles"), config.limits)
-    source = FamilySource(
-        examples,
-        config.shares,
-        config.examples_per_step,
-        config.sequence_length,
-        config.rows_per_batch,
-        ctx.seed_for("order"),
-    )
-    model = load_model(base, ctx.device)
-    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
-    last = train(model, NextToken(), source, config.steps, settings, ctx, "cold-start fine-tuning")
-    save_checkpoint(model, base, ctx.out)
+    last, _ = fine_tune(base, examples, config.shares, config, ctx, "cold-start fine-tuning")
     ctx.metrics.summary(loss=last["loss"], examples=sum(map(len, examples.values())))

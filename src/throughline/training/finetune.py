@@ -1,0 +1,70 @@
+"""Supervised fine-tuning of a checkpoint directory on examples of several families, in one call.
+
+    last, model = fine_tune(start, examples, shares, config, ctx, "cold-start fine-tuning")
+
+What every supervised stage does once it has its examples: mix them, load the policy, train on the next token, save
+beside the tokenizer it came with. Not covered: making the examples (see `training.conversations`), other objectives
+than the next token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from throughline.model.checkpoint import load_model, save_checkpoint
+from throughline.model.decoder import Decoder
+from throughline.store.context import Context
+from throughline.training.batch import Example
+from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, TrainRuntime
+from throughline.training.loop import train
+from throughline.training.objectives import NextToken
+from throughline.training.sources import FamilySource
+
+
+class FineTuning(Protocol):
+    """The settings a supervised stage has in common with every other."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def examples_per_step(self) -> int: ...
+    @property
+    def sequence_length(self) -> int: ...
+    @property
+    def rows_per_batch(self) -> int: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def schedule(self) -> ScheduleConfig: ...
+    @property
+    def runtime(self) -> TrainRuntime: ...
+
+
+def fine_tune(
+    start: Path,
+    examples: Mapping[str, Sequence[Example]],
+    shares: Mapping[str, float],
+    config: FineTuning,
+    ctx: Context,
+    description: str,
+) -> tuple[dict[str, float], Decoder]:
+    """Train the checkpoint in `start` and write the result to `ctx.out`; returns the last step's metrics and the model.
+
+    `shares` gives each family its part of every step. Raises `UserError` for a family without examples and for an
+    example longer than a row, before the model is loaded.
+    """
+    source = FamilySource(
+        examples,
+        shares,
+        config.examples_per_step,
+        config.sequence_length,
+        config.rows_per_batch,
+        ctx.seed_for("order"),
+    )
+    model = load_model(start, ctx.device)
+    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
+    last = train(model, NextToken(), source, config.steps, settings, ctx, description)
+    save_checkpoint(model, start, ctx.out)
+    return last, model
