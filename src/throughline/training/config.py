@@ -49,6 +49,21 @@ class TrainRuntime(Runtime):
     """Steps between checkpoints of the training state."""
 
 
+class GuardConfig(Config):
+    """When an update is dropped, and when a run goes back to its last checkpoint."""
+
+    spike_sigmas: float = Field(default=6.0, gt=0)
+    """A loss or gradient norm this many standard deviations over its recent mean, and twice that mean, is a spike."""
+    spike_window: int = Field(default=128, ge=8)
+    """Accepted steps that make up recent history."""
+    spike_minimum: int = Field(default=32, ge=2)
+    """Steps of history before anything counts as a spike."""
+    patience: int = Field(default=3, ge=1)
+    """Steps in a row that are dropped; with the last of them the run is rewound and their data left out."""
+    rewinds: int = Field(default=2, ge=0)
+    """Rewinds of one run; what would need another stops it."""
+
+
 class TrainConfig(Config):
     """One run of the loop."""
 
@@ -58,3 +73,7 @@ class TrainConfig(Config):
     """How the learning rate moves."""
     runtime: TrainRuntime = TrainRuntime()
     """Checkpointing."""
+    guards: GuardConfig = GuardConfig()
+    """What is done about spikes and numbers that are not finite."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of matrix products: bfloat16 runs them under autocast and keeps weights and optimizer in float32."""

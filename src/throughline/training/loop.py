@@ -2,17 +2,17 @@
 
     train(model, NextToken(), source, steps, config, ctx)
 
-It owns accumulation with the step's global normalizer, clipping, the schedule, the guard against non-finite numbers,
-metrics, a sentence per step where the source has one (`log/why.txt`), atomic checkpoints of the whole training state,
-and resume. A source hands out the micro-batches of a step; it may sample them from the model being trained
-(reinforcement learning does). On the CPU a resumed run ends in the same bytes as one never interrupted. Not covered:
-several processes, mixed precision.
+It owns accumulation with the step's global normalizer, clipping, the schedule, precision, guards (skip, rewind, stop:
+`log/guards.jsonl`), metrics, a sentence per step where the source has one (`log/why.txt`), atomic checkpoints of the
+whole training state, and resume. A source hands out the micro-batches of a step; it may sample them from the model
+being trained (reinforcement learning does). On the CPU a resumed run ends in the same bytes as one never interrupted.
+Not covered: launching several processes (see `training.distributed` for what they share), sharded weights.
 """
 
 from __future__ import annotations
 
-import io
-import math
+import contextlib
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -20,18 +20,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.optim import Optimizer
 
 from throughline.base.errors import UserError
-from throughline.base.files import write_bytes, write_text
+from throughline.base.files import to_json, write_text
 from throughline.model.decoder import Decoder
 from throughline.store.context import Context
 from throughline.training.batch import Batch
 from throughline.training.config import TrainConfig
+from throughline.training.distributed import own_share, sum_over_processes
+from throughline.training.guards import Decision, Guard, NonFiniteGuard, SpikeGuard, worst
 from throughline.training.objectives import Objective
 from throughline.training.optimizer import build_optimizers, schedule_factor, set_learning_rate
-
-NON_FINITE_LIMIT = 3
-"""Steps in a row with a non-finite gradient after which training stops: by then it is not a stray number."""
+from throughline.training.state import Progress, TrainingState
 
 
 class BatchSource(Protocol):
@@ -58,16 +59,25 @@ class BatchSource(Protocol):
         ...
 
 
-def accumulate(model: Decoder, objective: Objective, batches: Sequence[Batch]) -> tuple[float, dict[str, float]]:
-    """Add up the gradient of sum(losses) / sum(normalizers) over `batches`; returns the normalizer and mean metrics."""
+def accumulate(
+    model: Decoder, objective: Objective, batches: Sequence[Batch], precision: str = "float32"
+) -> tuple[float, dict[str, float]]:
+    """Add up the gradient of sum(losses) / sum(normalizers) over `batches`; returns the normalizer and mean metrics.
+
+    Where a process group exists, each process computes its share of `batches` and all end with the same gradient.
+    """
     normalizer = 0.0
     metrics: dict[str, float] = {}
-    for batch in batches:
-        total, count, values = objective.loss(model, batch)
+    device = next(model.parameters()).device.type
+    lower = torch.autocast(device, torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
+    for batch in own_share(batches):
+        with lower:
+            total, count, values = objective.loss(model, batch)
         torch.autograd.backward(total)
         normalizer += count
         for name, value in values.items():
             metrics[name] = metrics.get(name, 0.0) + value * count
+    normalizer, metrics = sum_over_processes(model, normalizer, metrics)
     scale = 1 / max(normalizer, 1e-9)
     for parameter in model.parameters():
         if parameter.grad is not None:
@@ -83,118 +93,150 @@ def train(
     config: TrainConfig,
     ctx: Context,
     description: str = "training",
+    guards: Sequence[Guard] = (),
 ) -> dict[str, float]:
     """Train `model` in place for `steps` optimizer steps; returns the last step's metrics.
 
-    Resumes from `ctx.state` when a checkpoint of the training state lies there. Raises `UserError` when gradients stay
-    non-finite.
+    `guards` join the loop's own two. Resumes from `ctx.state` when a checkpoint of the training state lies there.
+    Raises `UserError` when a guard stops the run.
     """
     optimizers = build_optimizers(model, config.optimizer)
+    watch: list[Guard] = [NonFiniteGuard(config.guards), SpikeGuard(config.guards), *guards]
+    progress = Progress()
+    state = TrainingState(model, optimizers, source, watch, progress)
     saved = ctx.state / "training.pt"
-    start, bad_steps = 0, 0
-    last: dict[str, float] = {}
     if saved.exists():
-        start, bad_steps, last = _restore(saved, model, optimizers, source)
-    reasons = ctx.out / "log" / "why.txt"
-    ctx.metrics.truncate(start)
-    _drop_reasons(reasons, start)
+        state.restore(saved)
+    log = Log(ctx)
+    log.cut(progress)
     with ctx.progress(description, steps) as bar:
-        bar.advance(start)
-        for step in range(start, steps):
+        bar.advance(progress.step)
+        while progress.step < steps:
+            step = progress.step
             began = time.monotonic()
             model.eval()
-            batches = source.next(step)
+            batches = source.next(progress.data_step)
             model.train()
             sampled = time.monotonic()
             set_learning_rate(optimizers, schedule_factor(step, steps, config.schedule))
             values: dict[str, float] = {}
             if batches:
-                _, values = accumulate(model, objective, batches)
-                norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip))
-                values["gradient_norm"] = norm
-                if math.isfinite(norm):
-                    bad_steps = 0
-                    for optimizer in optimizers:
-                        optimizer.step()
-                else:
-                    bad_steps += 1
-                    if bad_steps >= NON_FINITE_LIMIT:
-                        raise UserError(
-                            f"{description}: the gradient was not finite {bad_steps} steps in a row, up to step {step}",
-                            "lower the stage's learning_rate",
-                        )
-                for optimizer in optimizers:
-                    optimizer.zero_grad(set_to_none=True)
+                _, values = accumulate(model, objective, batches, config.precision)
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+                values["gradient_norm"] = float(norm)
+            progress.last = {**values, **source.metrics()}
+            decision = _judge(watch, step, progress.last) if batches else None
+            if decision is not None:
+                log.decided(progress, decision)
+                bar.note(f"{decision.action}: {decision.reason}")
+            act = decision.action if decision is not None else "warn"
+            if act == "stop":
+                raise _stopped(description, step, decision)
+            if act == "rewind":
+                bar.advance(_rewind(state, saved, config, description, step, decision) - step)
+                log.cut(progress)
+                continue
+            if batches:
+                _update(optimizers, act != "skip")
             ended = time.monotonic()
             tokens = sum(batch.token_count for batch in batches)
-            last = {**values, **source.metrics()}
             ctx.metrics.log(
                 step,
-                **last,
+                **progress.last,
                 learning_rate=optimizers[0].param_groups[0]["lr"],
                 tokens=tokens,
                 seconds_sampling=sampled - began,
                 tokens_per_second=tokens / max(ended - sampled, 1e-9),
             )
-            _add_reason(reasons, step, source.why())
-            bar.note(source.why() or _note(last))
+            log.reason(step, source.why())
+            if decision is None:
+                bar.note(source.why() or _note(progress.last))
             bar.advance()
-            if (step + 1) % config.runtime.save_every == 0 and step + 1 < steps:
-                _save(saved, model, optimizers, source, step + 1, bad_steps, last)
+            progress.step += 1
+            progress.data_step += 1
+            # What is saved is what a rewind returns to, so never in the middle of a bad patch.
+            good = act != "skip"
+            if good and progress.step % config.runtime.save_every == 0 and progress.step < steps:
+                state.save(saved)
     model.eval()
-    return last
+    return progress.last
 
 
-def _drop_reasons(path: Path, step: int) -> None:
-    """Drop the sentences of steps at or after `step`, and a torn last line: a resumed run writes them again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        numbers = [re.match(r"step (\d+): .*\n", line) for line in lines]
-        write_text(path, "".join(line for line, n in zip(lines, numbers, strict=True) if n and int(n[1]) < step))
+def _judge(guards: Sequence[Guard], step: int, metrics: dict[str, float]) -> Decision | None:
+    """The worst of the guards' decisions; every guard sees every step."""
+    found = [guard.check(step, metrics) for guard in guards]
+    return worst([decision for decision in found if decision is not None])
 
 
-def _add_reason(path: Path, step: int, sentence: str) -> None:
-    if sentence:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"step {step}: {sentence}\n")
+def _update(optimizers: Sequence[Optimizer], wanted: bool) -> None:
+    for optimizer in optimizers:
+        if wanted:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _rewind(
+    state: TrainingState, saved: Path, config: TrainConfig, description: str, step: int, decision: Decision | None
+) -> int:
+    """Go back to the last checkpoint, past the data of the steps since; returns the step to go on with."""
+    done, drawn = state.progress.rewinds, state.progress.data_step
+    if done >= config.guards.rewinds or not saved.exists():
+        raise _stopped(description, step, decision)
+    state.restore(saved)
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    state.progress.rewinds, state.progress.data_step = done + 1, drawn + 1
+    state.save(saved)
+    return state.progress.step
+
+
+def _stopped(description: str, step: int, decision: Decision | None) -> UserError:
+    assert decision is not None
+    return UserError(
+        f"{description}: stopped at step {step}: {decision.reason}", decision.fix or "see log/guards.jsonl"
+    )
+
+
+class Log:
+    """The loop's files beside the metrics: a sentence per step, and every decision of a guard."""
+
+    def __init__(self, ctx: Context) -> None:
+        self.metrics = ctx.metrics
+        self.reasons = ctx.out / "log" / "why.txt"
+        self.decisions = ctx.out / "log" / "guards.jsonl"
+
+    def cut(self, progress: Progress) -> None:
+        """Drop what later steps wrote, and torn last lines: a resumed or rewound run writes them again."""
+        self.metrics.truncate(progress.step)
+        if self.reasons.exists():
+            lines = self.reasons.read_text(encoding="utf-8").splitlines(keepends=True)
+            numbers = [re.match(r"step (\d+): .*\n", line) for line in lines]
+            kept = [line for line, n in zip(lines, numbers, strict=True) if n and int(n[1]) < progress.step]
+            write_text(self.reasons, "".join(kept))
+        if self.decisions.exists():
+            lines = self.decisions.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            write_text(
+                self.decisions, "".join(line for line in whole if json.loads(line)["data_step"] < progress.data_step)
+            )
+
+    def reason(self, step: int, sentence: str) -> None:
+        """Add a step's sentence, where there is one."""
+        if sentence:
+            _append(self.reasons, f"step {step}: {sentence}\n")
+
+    def decided(self, progress: Progress, decision: Decision) -> None:
+        """Add a guard's decision."""
+        row = {"step": progress.step, "data_step": progress.data_step, "rewinds": progress.rewinds}
+        _append(self.decisions, to_json({**row, "action": decision.action, "reason": decision.reason}) + "\n")
+
+
+def _append(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _note(values: dict[str, float]) -> str:
     shown = [f"{name} {values[name]:.3f}" for name in ("loss", "reward") if name in values]
     return " ".join(shown)
-
-
-def _save(
-    path: Path,
-    model: Decoder,
-    optimizers: list[torch.optim.Optimizer],
-    source: BatchSource,
-    step: int,
-    bad_steps: int,
-    last: dict[str, float],
-) -> None:
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "source": source.state_dict(),
-            "step": step,
-            "bad_steps": bad_steps,
-            "last": last,
-        },
-        buffer,
-    )
-    write_bytes(path, buffer.getvalue())
-
-
-def _restore(
-    path: Path, model: Decoder, optimizers: list[torch.optim.Optimizer], source: BatchSource
-) -> tuple[int, int, dict[str, float]]:
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    source.load_state_dict(state["source"])
-    return state["step"], state["bad_steps"], state["last"]
