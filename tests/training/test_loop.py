@@ -184,3 +184,13 @@ def test_pairs_stay_together():
         chosen = batch.tokens_BT[batch.sequences_BT == 2 * number].tolist()
         rejected = batch.tokens_BT[batch.sequences_BT == 2 * number + 1].tolist()
         assert (chosen[0], rejected[0]) == (10, 11) and chosen[1] == rejected[1]
+
+
+def test_pairs_split_over_batches_are_the_same_pairs():
+    pairs = [(Example([10, i] + [12] * i, [0.0, 1.0] + [1.0] * i), Example([11, i], [0.0, 1.0])) for i in range(20, 30)]
+    source, whole = PairSource(pairs, 5, seed=0, rows_per_batch=2), PairSource(pairs, 5, seed=0)
+    batches = source.next(1)
+    assert [batch.tokens_BT.shape[0] for batch in batches] == [2, 2, 1]
+    seen = [int(row[1]) for batch in batches for row in batch.tokens_BT]
+    assert sorted(seen) == sorted(int(row[1]) for row in whole.next(1)[0].tokens_BT)
+    assert seen == sorted(seen, reverse=True)

@@ -86,16 +86,26 @@ class ExampleSource(StatelessSource):
 
 
 class PairSource(StatelessSource):
-    """Shuffled epochs over preference pairs, each pair side by side in one row: chosen, then rejected."""
+    """Shuffled epochs over preference pairs, each pair side by side in one row: chosen, then rejected.
 
-    def __init__(self, pairs: Sequence[tuple[Example, Example]], per_step: int, seed: int) -> None:
+    `rows_per_batch` bounds the pairs of one forward pass; None takes a step's pairs at once.
+    """
+
+    def __init__(
+        self, pairs: Sequence[tuple[Example, Example]], per_step: int, seed: int, rows_per_batch: int | None = None
+    ) -> None:
         if not pairs:
             raise UserError("There are no preference pairs to train on", "sample more answers per prompt")
         self.pairs, self.per_step, self.seed = pairs, per_step, seed
+        self.rows_per_batch = rows_per_batch or per_step
 
     def next(self, step: int) -> Sequence[Batch]:
         chosen = [self.pairs[i] for i in epoch_indices(len(self.pairs), self.per_step, step, self.seed)]
-        return [build_batch(chosen)]
+        if self.rows_per_batch < len(chosen):
+            # Rows of like length share a batch, so short pairs are not padded to the longest.
+            chosen.sort(key=lambda pair: -sum(len(side.tokens) for side in pair))
+        size = self.rows_per_batch
+        return [build_batch(chosen[start : start + size]) for start in range(0, len(chosen), size)]
 
 
 def family_indices(
