@@ -231,14 +231,15 @@ def test_fresh_weights_depend_on_the_seed_alone():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 8.0}}, "dynamic"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "yarn"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"use_sliding_window": True, "sliding_window": 64}, "sliding"),
-        ({"attention_bias": True}, "bias"),
+        ({"partial_rotary_factor": 0.5}, "part of the channels"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
     ],
 )
-def test_checkpoints_that_would_compute_something_else_are_refused(tmp_path, change, words):
+def test_what_the_decoder_would_compute_otherwise_is_refused_by_name(tmp_path, change, words):
     raw = tiny_config().to_huggingface() | change
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match=words):

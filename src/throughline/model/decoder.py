@@ -1,51 +1,30 @@
-"""The decoder: grouped-query attention, rotary positions, RMSNorm, SwiGLU, optional QK-norm and tied embeddings.
+"""The decoder: grouped-query attention, rotary positions, RMSNorm, SwiGLU; the Llama and Qwen families.
 
     model = Decoder(ModelConfig(...))
     hidden_BTD = model(tokens_BT)                       # plain causal attention
     logits_BTV = model.logits(hidden_BTD)
 
 The query, key and value projections are one matrix here, and so are gate and up: fewer, larger products run faster.
-`model.checkpoint` splits them into Hugging Face's tensors. Axes in names: B rows, T positions, D width, H query heads,
-K key/value heads, C channels of a head, S cached positions, V vocabulary. Not covered: dropout, biases, experts.
+`model.layout` splits them into Hugging Face's tensors. Layers of experts are in `model.experts`. Axes in names: B rows,
+T positions, D width, H query heads, K key/value heads, C channels of a head, S cached positions, V vocabulary.
+Not covered: dropout, sliding windows.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from throughline.model.cache import KeyValueCache as KeyValueCache
+from throughline.model.cache import write_at
 from throughline.model.config import ModelConfig
-
-
-class KeyValueCache:
-    """Keys and values of every layer for a batch of rows, written at each row's own positions.
-
-    Shapes: (L, B, K, S, C) for both. Rows may be repeated or dropped with `select`.
-    """
-
-    def __init__(self, config: ModelConfig, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, length, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-
-    @property
-    def length(self) -> int:
-        return self.keys.shape[3]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep `rows` (indices, repeats allowed), in that order."""
-        self.keys = self.keys.index_select(1, rows)
-        self.values = self.values.index_select(1, rows)
-
-    def grow(self, length: int) -> None:
-        """Make room for `length` positions."""
-        extra = length - self.length
-        if extra > 0:
-            self.keys = F.pad(self.keys, (0, 0, 0, extra))
-            self.values = F.pad(self.values, (0, 0, 0, extra))
+from throughline.model.experts import Experts
+from throughline.model.language_model import LanguageModel
+from throughline.model.layout import join_experts, to_huggingface
 
 
 def rotate(x_BHTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -65,8 +44,8 @@ class Attention(nn.Module):
             config.head_dim,
         )
         width = (self.heads + 2 * self.groups) * self.channels
-        self.qkv = nn.Linear(config.hidden_size, width, bias=False)
-        self.out = nn.Linear(self.heads * self.channels, config.hidden_size, bias=False)
+        self.qkv = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.out = nn.Linear(self.heads * self.channels, config.hidden_size, bias=config.output_bias)
         self.q_norm = nn.RMSNorm(self.channels, eps=config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(self.channels, eps=config.rms_norm_eps) if config.qk_norm else None
 
@@ -88,11 +67,8 @@ class Attention(nn.Module):
         repeats = self.heads // self.groups
         if cache is not None and positions_BT is not None:
             keys, values = cache
-            # Each row writes at its own positions: rows of different prompt lengths share one batch without padding
-            # on the left, so a row's numbers do not depend on who sits beside it.
-            index = positions_BT[:, None, :, None].expand(-1, self.groups, -1, self.channels)
-            keys.scatter_(2, index, k)
-            values.scatter_(2, index, v)
+            write_at(keys, k, positions_BT)
+            write_at(values, v, positions_BT)
             k, v = keys, values
             if length == 1:
                 # One query position: the queries of a group become the "time" axis, so keys need no repetition.
@@ -110,8 +86,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate, up = self.gate_up(x_BTD).chunk(2, -1)
@@ -121,12 +97,13 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attention = Attention(config)
         self.feed_forward_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.feed_forward = FeedForward(config)
+        sparse = config.experts is not None and config.experts.sparse(layer)
+        self.feed_forward = Experts(config) if sparse else FeedForward(config)
 
     def forward(
         self,
@@ -141,9 +118,29 @@ class Block(nn.Module):
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
-class Decoder(nn.Module):
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Turns per position of each pair of channels, in radians, (C/2,) in float64, scaled as the config says.
+
+    "llama3" leaves waves that fit the original context `high_freq_factor` times, divides those that fit fewer than
+    `low_freq_factor` times, and blends between (the scaling of Llama 3.1).
+    """
+    half = config.head_dim // 2
+    frequencies = config.rope_theta ** (-torch.arange(half, dtype=torch.float64, device="cpu") / half)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    fits = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    kept = (fits - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+class Decoder(LanguageModel):
     """A decoder-only language model."""
 
+    config: ModelConfig
     cos: Tensor
     sin: Tensor
 
@@ -151,12 +148,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        half = config.head_dim // 2
-        frequencies = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
-        angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * frequencies
+        # On the CPU whatever the default device is, so that a decoder made on "meta" to be filled has its tables.
+        positions = torch.arange(config.max_position_embeddings, dtype=torch.float64, device="cpu")
+        angles = positions[:, None] * rotary_frequencies(config)
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
@@ -166,10 +163,12 @@ class Decoder(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.dim() < 2:
-                    parameter.fill_(1.0)
+                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
                     continue
-                deviation = 0.02 if name.startswith("embedding") else 1 / math.sqrt(parameter.shape[1])
-                scale = depth if name.endswith(("attention.out.weight", "feed_forward.down.weight")) else 1.0
+                deviation = 0.02 if name.startswith("embedding") else 1 / math.sqrt(parameter.shape[-1])
+                scale = (
+                    depth if name.endswith(("attention.out.weight", "feed_forward.down.weight", "experts_down")) else 1
+                )
                 parameter.normal_(0.0, deviation * scale, generator=generator)
         return self
 
@@ -181,12 +180,7 @@ class Decoder(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) after the last norm.
-
-        `positions_BT` defaults to 0..T-1. `mask` is boolean, true where a query may look, broadcast to (B, H, T, S);
-        without it attention is causal over T. With a `cache`, keys and values are written at `positions_BT` first and
-        `mask` must cover the cache's S positions.
-        """
+        """Hidden states (B, T, D) after the last norm; see `LanguageModel.forward`."""
         if positions_BT is None:
             cos, sin = self.cos[: tokens_BT.shape[1]], self.sin[: tokens_BT.shape[1]]
         else:
@@ -199,5 +193,25 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary, (..., V), of hidden states (..., D)."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight)
+        return F.linear(hidden, self.output_weight)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output layer's matrix, (V, D); the embedding table when tied."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """`config.json` and tensors as Hugging Face has them; those of the source, where it was read from one."""
+        tensors = to_huggingface(self.state_dict(), self.config)
+        if self.source is None:
+            return self.config.to_huggingface(), tensors
+        if any(name.endswith(".experts.down_proj") for name in self.source.tensors):
+            tensors = join_experts(tensors)
+        if self.head is None and "lm_head.weight" in self.source.tensors:
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        return dict(self.source.config), dict(sorted({**tensors, **self.source.extra}.items()))
+
+    def new_cache(self, rows: int, length: int) -> KeyValueCache:
+        """An empty cache on the model's device, in its type."""
+        weight = self.embedding.weight
+        return KeyValueCache(self.config, rows, length, weight.device, weight.dtype)

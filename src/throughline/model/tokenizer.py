@@ -7,7 +7,8 @@ A conversation is `<|role|>` and its text for each turn; assistant turns close w
 documents. Special tokens that somebody writes out in a text stay text: users, systems and tools can forge none of them,
 and assistants none of the role marks. The same rendering is written as a Jinja chat template, so `transformers` renders
 the same ids for texts without such forgeries, which a template cannot tell from marks.
-Not covered: training a tokenizer (see `corpus.tokenizer`), templates of other model families.
+Not covered: training a tokenizer (see `corpus.tokenizer`), templates of other model families (see
+`model.stock_tokenizer`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from tokenizers import Tokenizer as FastTokenizer
 
 from throughline.base.errors import UserError
+from throughline.base.files import read_json
 
 PAD, END, SYSTEM, USER, ASSISTANT, TOOL, THINK, THINK_END, CALL, CALL_END = range(10)
 SPECIAL_TOKENS = (
@@ -47,9 +49,38 @@ CHAT_TEMPLATE = (
 MARKS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 STRUCTURE_MARKS = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS if token.startswith("<|")))
 """The marks that not even an assistant writes in its text: roles, the end and padding."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+"""Files of a tokenizer that a checkpoint carries on; ours has the first two."""
 
 Message = Mapping[str, Any]
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `path` holds a tokenizer with the ten special tokens at their ids."""
+    added = read_json(path / "tokenizer.json").get("added_tokens") or []
+    return {token["content"]: token["id"] for token in added if token["id"] < len(SPECIAL_TOKENS)} == {
+        token: number for number, token in enumerate(SPECIAL_TOKENS)
+    }
+
+
+def load_fast(path: Path) -> FastTokenizer:
+    """Read `tokenizer.json` in `path`. Raises `UserError` when it is missing or damaged."""
+    file = path / "tokenizer.json"
+    if not file.exists():
+        raise UserError(f"{path} has no tokenizer.json", "point at a checkpoint or tokenizer directory")
+    try:
+        return FastTokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{file} is not a tokenizer ({error})", "write the tokenizer again") from error
 
 
 class Tokenizer:
@@ -70,14 +101,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
         """Read `tokenizer.json` in `path`. Raises `UserError` when it is missing or damaged."""
-        file = path / "tokenizer.json"
-        if not file.exists():
-            raise UserError(f"{path} has no tokenizer.json", "point at a checkpoint or tokenizer directory")
-        try:
-            fast = FastTokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{file} is not a tokenizer ({error})", "write the tokenizer again") from error
-        return cls(fast)
+        return cls(load_fast(path))
 
     @property
     def vocab_size(self) -> int:
@@ -90,6 +114,11 @@ class Tokenizer:
     @property
     def end_id(self) -> int:
         return END
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn of the assistant."""
+        return (END,)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; special tokens written out in the text become their ids."""
@@ -114,20 +143,31 @@ class Tokenizer:
         """Text of `ids`. `skip_special` leaves out all ten special tokens, thinking marks included."""
         return self.fast.decode(list(ids), skip_special_tokens=skip_special)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
-        """Ids of a conversation; with `add_generation_prompt` it ends where the assistant is to write."""
-        return self.render_with_mask(messages, add_generation_prompt)[0]
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, **template_kwargs: Any
+    ) -> list[int]:
+        """Ids of a conversation; with `add_generation_prompt` it ends where the assistant is to write.
+
+        `enable_thinking` true or false opens, or opens and closes, the thinking block in that prompt; left out, the
+        policy decides. Further template settings mean nothing to this format.
+        """
+        ids = self.render_with_mask(messages, add_generation_prompt)[0]
+        thinking = template_kwargs.get("enable_thinking") if add_generation_prompt else None
+        return ids if thinking is None else [*ids, THINK] if thinking else [*ids, THINK, THINK_END]
 
     def render_with_mask(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, name: str = "A conversation"
     ) -> tuple[list[int], list[bool]]:
-        """Ids, and for each whether the assistant wrote it (its text and closing `<|end|>`, not its role mark)."""
+        """Ids, and for each whether the assistant wrote it (its text and closing `<|end|>`, not its role mark).
+
+        `name` is what errors call the conversation.
+        """
         ids: list[int] = []
         mask: list[bool] = []
         for message in messages:
             role = message["role"]
             if role not in ROLE_IDS:
-                raise UserError(f"A message has the role {role!r}", f"use one of {', '.join(ROLE_IDS)}")
+                raise UserError(f"{name} has a message with the role {role!r}", f"use one of {', '.join(ROLE_IDS)}")
             wrote = role == "assistant"
             written = self.encode_plain(message["content"] or "", STRUCTURE_MARKS if wrote else MARKS)
             if wrote:
