@@ -4,11 +4,13 @@
 
 A reward is what pushes the policy, so it may differ from the score that reports quality. None means excluded: the
 sample could not be graded and must count neither for nor against the policy. Overlong outputs follow DAPO's soft
-punishment (Yu et al. 2025, arXiv:2503.14476, equation 13). Not covered: advantages (see `rl`).
+punishment (Yu et al. 2025, arXiv:2503.14476, equation 13). What depends on a prompt's other samples, such as brevity
+asked for only where the prompt is solved, is `shape_by_length`, over a group. Not covered: advantages (see `rl`).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,39 @@ from throughline.grading.grade import Grade, Sample
 from throughline.grading.graders import GraderSet
 
 OWN_COMPONENTS = ("outcome", "steps")
+
+
+class ToggleConfig(Config):
+    """Phases with a token budget and phases without, in turn (Kimi K2.5, arXiv:2602.02276).
+
+    In a phase with a budget an answer longer than its prompt's budget earns nothing, but only for prompts the policy
+    solves often enough. Phases without keep the policy from forgetting how to use length where it helps.
+    """
+
+    every: int = Field(default=0, ge=0)
+    """Steps of a phase, the first one with budgets; 0 leaves budgets out."""
+    percentile: float = Field(default=0.7, gt=0, le=1)
+    """A prompt's budget is this percentile of the lengths of its correct answers, when it first had any."""
+    accuracy: float = Field(default=0.5, ge=0, le=1)
+    """A prompt's budget holds only where at least this share of its answers is correct."""
+
+
+class LengthConfig(Config):
+    """What brevity is worth. All of it off by default."""
+
+    cost: float = Field(default=0.0, ge=0)
+    """Taken off times `length_cost`: the weight of brevity beside the other components."""
+    tokens: int = Field(default=256, ge=1)
+    """Unit of length: `length_cost` sees the sampled tokens divided by this."""
+    rate: float = Field(default=1.0, gt=0)
+    """How soon the cost bends; see `length_cost`."""
+    curvature: float = Field(default=0.5, ge=0, le=1)
+    """0 is a straight line, 1 a logarithm: the first tokens cost most, so long problems keep their room."""
+    only_solved: bool = True
+    """Scale the cost by the share of the prompt's answers that are correct: brevity counts once a prompt is solved,
+    and never stands in the way of solving it."""
+    toggle: ToggleConfig = ToggleConfig()
+    """Budgets in alternating phases."""
 
 
 class RewardConfig(Config):
@@ -38,6 +73,8 @@ class RewardConfig(Config):
     """Taken off times the share of repeated word 4-grams."""
     flag_penalties: dict[str, float] = {}
     """Flag -> penalty; a name that ends with * stands for every flag with that beginning, as in "hack_*"."""
+    length: LengthConfig = LengthConfig()
+    """What brevity is worth."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RewardConfig:
@@ -93,6 +130,61 @@ def compute_rewards(
         reward -= config.overlong_penalty * overlong_share(config, length)
         rewards.append(reward - flag_penalty(config.flag_penalties, grade.flags))
     return rewards
+
+
+def shape_by_length(
+    config: LengthConfig,
+    rewards: Sequence[float | None],
+    scores: Sequence[float | None],
+    lengths: Sequence[int],
+    step: int = 0,
+    budget: int | None = None,
+) -> list[float | None]:
+    """The rewards of one prompt's answers with what their length costs.
+
+    `scores` are the answers' own grades (1 is correct), `lengths` their sampled tokens, `budget` the prompt's, from
+    `length_budget`. Rewards of None stay None.
+    """
+    accuracy = pass_rate(scores)
+    shaped: list[float | None] = []
+    for reward, length in zip(rewards, lengths, strict=True):
+        if reward is None:
+            shaped.append(None)
+            continue
+        if budget is not None and budgets_hold(config.toggle, step) and accuracy >= config.toggle.accuracy:
+            reward = reward if length <= budget else min(reward, 0.0)
+        if config.cost:
+            scale = accuracy if config.only_solved else 1.0
+            reward -= config.cost * scale * length_cost(length / config.tokens, config.rate, config.curvature)
+        shaped.append(reward)
+    return shaped
+
+
+def length_cost(length: float, rate: float, curvature: float) -> float:
+    """((1 + k x)^(1 - q) - 1) / (k (1 - q)) with rate k and curvature q; log(1 + k x) / k at q = 1.
+
+    Zero at zero, with slope 1 there, rising, and concave for q > 0 (Composer 2, arXiv:2603.24477).
+    """
+    if curvature == 1:
+        return math.log1p(rate * length) / rate
+    return math.expm1((1 - curvature) * math.log1p(rate * length)) / (rate * (1 - curvature))
+
+
+def budgets_hold(config: ToggleConfig, step: int) -> bool:
+    """Whether `step` lies in a phase with budgets."""
+    return config.every > 0 and step // config.every % 2 == 0
+
+
+def length_budget(config: ToggleConfig, scores: Sequence[float | None], lengths: Sequence[int]) -> int | None:
+    """The budget that one prompt's answers give, in tokens; None while none is correct."""
+    correct = sorted(length for score, length in zip(scores, lengths, strict=True) if score == 1)
+    return correct[max(0, math.ceil(config.percentile * len(correct)) - 1)] if correct else None
+
+
+def pass_rate(scores: Sequence[float | None]) -> float:
+    """Share of the graded answers that are correct; 0 when none could be graded."""
+    graded = [score for score in scores if score is not None]
+    return sum(score == 1 for score in graded) / len(graded) if graded else 0.0
 
 
 def overlong_share(config: RewardConfig, length: int) -> float:

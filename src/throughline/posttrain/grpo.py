@@ -32,7 +32,8 @@ def refuse_bad_graders(graders: Artifact, names: set[str]) -> None:
     for name in sorted(names):
         if name not in audit:
             raise UserError(f"The grader {name!r} was never audited", f"add {name!r} to the graders stage")
-        if not audit[name]["passed"]:
+        # Someone who saw what it pays for may have said to go on.
+        if not audit[name]["passed"] and not audit[name].get("forced"):
             raise UserError(
                 f"The grader {name!r} failed its audit, and training would learn what it pays for: "
                 f"{'; '.join(failed_probes(audit[name]))}",
@@ -67,5 +68,5 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
         objective = GRPO(config.clip_low, config.clip_high, config.temperature)
         last = train(model, objective, source, config.steps, settings, ctx, "reasoning RL")
     save_checkpoint(model, start, ctx.out)
-    write_jsonl(ctx.out / "rollouts.jsonl", gather_records(ctx.state / "rollouts", config.steps))
+    write_jsonl(ctx.out / "rollouts.jsonl", gather_records(ctx.state / "rollouts", source.taken))
     ctx.metrics.summary(reward=last["reward"], thinking_share=last["rollout/thinking_share"])

@@ -2,18 +2,29 @@
 
 A flat reward has few causes: every group solved, every group failed, answers cut off, answers that could not be
 graded, answers that all earn the same. `explain` names the one that dominates, so that nobody has to guess from a loss
-of zero.
+of zero. `describe` adds the step's other numbers: signal, truncation, clipping, entropy, KL, mismatch, age, speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from throughline.rl.rollout import Group
+from throughline.grading.reward import repetition
+from throughline.rl.group import forced_tokens
 
+if TYPE_CHECKING:
+    from throughline.rl.group import Group
+    from throughline.rl.sampler import Rollout
+
+HEARD = (
+    ("entropy", "entropy"),
+    ("policy_kl", "KL to the sampling policy"),
+    ("reference_kl", "KL to the reference"),
+)
+"""Metrics of the objective that a step's line carries, and their words."""
 FLAT = 0.8
 """Share of groups without signal from which a step counts as one that learns little."""
 
@@ -33,6 +44,39 @@ class StepFacts:
     ungradable_share: float = 0.0
     length: float = 0.0
     thinking: float = 0.0
+    repetition: float = 0.0
+    """Mean share of repeated word 4-grams in an answer."""
+    forced: int = 0
+    """Tokens the engine wrote itself, which no loss sees."""
+    trained: int = 0
+    """Groups that are trained on."""
+    rounds: int = 1
+    """Rounds of prompts drawn."""
+    mismatch: float = 0.0
+    """KL per token between sampler and trainer at equal weights."""
+    mismatch_max: float = 0.0
+    """Largest difference of their log-probs."""
+    version: int = 0
+    """Version of the weights that sampled: the updates before them."""
+    age: float = 0.0
+    """Updates between the weights that sampled and those being updated."""
+    update: int = 0
+    """Which update on this rollout the step is, from 0."""
+    tokens_per_second: float = 0.0
+    """Speed of sampling and grading."""
+
+    @classmethod
+    def of_rollout(cls, rollout: Rollout) -> StepFacts:
+        """The facts of a rollout."""
+        return replace(
+            cls.of(rollout.groups),
+            trained=len(rollout.kept),
+            rounds=rollout.rounds,
+            mismatch=rollout.mismatch.kl,
+            mismatch_max=rollout.mismatch.largest,
+            version=rollout.version,
+            tokens_per_second=rollout.tokens / max(rollout.seconds, 1e-9),
+        )
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> StepFacts:
@@ -56,6 +100,9 @@ class StepFacts:
             ungradable_share=ungradable / total,
             length=sum(len(c.token_ids) for c in completions) / total,
             thinking=sum("<think>" in text for group in groups for text in group.texts) / total,
+            repetition=math.fsum(repetition(text) for group in groups for text in group.texts) / total,
+            forced=sum(sum(forced_tokens(completion)) for completion in completions),
+            trained=sum(group.has_signal for group in groups),
         )
 
     def metrics(self) -> dict[str, float]:
@@ -69,6 +116,16 @@ class StepFacts:
             "rollout/ungradable": float(self.ungradable),
             "rollout/length": self.length,
             "rollout/thinking_share": self.thinking,
+            "rollout/mixed_share": self.mixed,
+            "rollout/repetition": self.repetition,
+            "rollout/forced_tokens": float(self.forced),
+            "rollout/trained_groups": float(self.trained),
+            "rollout/rounds": float(self.rounds),
+            "rollout/mismatch_kl": self.mismatch,
+            "rollout/mismatch_max": self.mismatch_max,
+            "rollout/version": float(self.version),
+            "rollout/age": self.age,
+            "rollout/tokens_per_second": self.tokens_per_second,
         }
 
 
@@ -85,6 +142,30 @@ def explain(facts: StepFacts) -> str:
         return f"{numbers}; learning from the mixed groups."
     amount = "nothing" if facts.zero_signal == 1 else "little"
     return f"{numbers}; {amount} to learn: {_cause(facts)}."
+
+
+def describe(facts: StepFacts, heard: Mapping[str, float], training_speed: float = 0.0) -> str:
+    """The step's other numbers in one line; `heard` are the objective's, which a step without an update has not."""
+    parts = [
+        f"zero signal {facts.zero_signal:.0%}",
+        f"truncated {facts.truncated:.0%}",
+        f"ungradable {facts.ungradable}",
+    ]
+    if facts.rounds > 1:
+        parts.append(f"{facts.rounds} rounds for {facts.trained} groups")
+    if facts.forced:
+        parts.append(f"{facts.forced} forced tokens left out")
+    if "clip_low" in heard and "clip_high" in heard:
+        parts.append(f"clipped {heard['clip_low']:.1%} low {heard['clip_high']:.1%} high")
+    parts += [f"{words} {heard[name]:.3g}" for name, words in HEARD if name in heard]
+    parts.append(f"mismatch {facts.mismatch:.1g} (at most {facts.mismatch_max:.1g})")
+    parts.append(f"policy {facts.version} of age {facts.age:g}")
+    if facts.update:
+        parts.append(f"update {facts.update + 1} on this rollout")
+    speeds = [f"{facts.tokens_per_second:,.0f} tokens/s sampled"] if facts.tokens_per_second else []
+    speeds += [f"{training_speed:,.0f} trained"] if training_speed else []
+    text = "; ".join([*parts, ", ".join(speeds)] if speeds else parts)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _cause(facts: StepFacts) -> str:

@@ -1,121 +1,73 @@
-"""Rollouts as a batch source: sample groups, grade, reward, compare, pack.
+"""Rollouts as a batch source: draw, record, score, and hand out in minibatches.
 
-`RolloutSource` hands the training loop micro-batches sampled from the very model being trained. What it samples at a
-step depends only on the weights, the seed and the step, so a resumed run repeats it. Not covered: multi-turn
-rollouts in an environment (see `harness`), several updates per rollout, sampling while training.
+    source = RolloutSource(engine, tasks_by_family, shares, graders, reward, config, seed, record)
+    train(model, objective, source, steps, settings, ctx, guards=[*rollout_guards(...), source.listener])
+
+`RolloutSource` hands the training loop micro-batches sampled from the very model being trained, each rollout for
+`config.updates_per_rollout` optimizer steps. What it samples depends only on the weights, the seed and the step, and
+whatever was sampled but not trained on yet is part of its state: a resumed run trains on the same samples, which it
+lists in `trained-*.jsonl`. Not covered: drawing the samples (see `rl.sampler`), when (see `rl.overlap`), multi-turn
+rollouts in an environment (see `harness`).
 """
 
 from __future__ import annotations
 
-import hashlib
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from throughline.base.errors import UserError
 from throughline.base.files import read_jsonl, write_jsonl
-from throughline.grading.grade import Grade, Sample
 from throughline.grading.graders import GraderSet
-from throughline.grading.reward import RewardConfig, compute_rewards, grade_components
+from throughline.grading.reward import RewardConfig
 from throughline.grading.tasks import Task
-from throughline.inference.engine import Completion, Sampling, TorchEngine
-from throughline.rl.advantage import group_advantages
+from throughline.inference.engine import TorchEngine
+from throughline.model.decoder import Decoder
 from throughline.rl.config import PolicyGradientConfig
-from throughline.rl.explain import StepFacts, explain
+from throughline.rl.examples import build_examples, group_examples, score_examples, with_extra
+from throughline.rl.explain import StepFacts, describe, explain
+from throughline.rl.group import Group, row_of
+from throughline.rl.guards import Listener
+from throughline.rl.mismatch import Mismatch, compare_examples
+from throughline.rl.overlap import Drawer, Pipeline, fingerprint
+from throughline.rl.rollout_config import RolloutConfig
+from throughline.rl.sampler import Rollout, Sampler, answer_text, seed_of
 from throughline.training.batch import Batch, Example, pack
-from throughline.training.sources import family_indices
+
+__all__ = [
+    "Group",
+    "RolloutSource",
+    "answer_text",
+    "build_examples",
+    "gather_records",
+    "gather_trained",
+    "row_of",
+    "seed_of",
+]
 
 
 @dataclass(frozen=True)
-class Group:
-    """One prompt's samples with their grades, rewards and advantages."""
+class Trainable:
+    """One sample that the loss will see."""
 
-    task: Task
-    prompt: list[int]
-    completions: list[Completion]
-    texts: list[str]
-    grades: list[Grade]
-    rewards: list[float | None]
-    advantages: list[float | None]
+    prompt: str
+    """Id of the task."""
+    group: int
+    """Number of its group in the rollout."""
+    sample: int
+    """Number of the sample in its group."""
+    example: Example
 
-    @property
-    def has_signal(self) -> bool:
-        return any(advantage for advantage in self.advantages if advantage is not None)
+    def pack(self) -> dict[str, Any]:
+        """Plain values for the training state."""
+        return asdict(self)
 
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from anything with a stable text form."""
-    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
-
-
-def answer_text(engine: TorchEngine, completion: Completion) -> str:
-    """The assistant's text, without the closing mark."""
-    ids = completion.token_ids[:-1] if completion.finish == "stop" else completion.token_ids
-    return engine.tokenizer.decode(ids)
-
-
-def sample_groups(
-    engine: TorchEngine,
-    tasks: Sequence[Task],
-    graders: GraderSet,
-    reward: RewardConfig,
-    config: PolicyGradientConfig,
-    seeds: Sequence[int],
-) -> list[Group]:
-    """Sample, grade and compare `config.group_size` answers to each task, all at once."""
-    prompts = [engine.tokenizer.render(task.messages, add_generation_prompt=True) for task in tasks]
-    sampling = Sampling(config.max_new_tokens, temperature=config.temperature, n=config.group_size)
-    sampled = engine.generate(prompts, sampling, seeds)
-    texts = [[answer_text(engine, completion) for completion in group] for group in sampled]
-    samples = [
-        Sample(task, text, completion.finish)
-        for task, group, group_texts in zip(tasks, sampled, texts, strict=True)
-        for completion, text in zip(group, group_texts, strict=True)
-    ]
-    grades = graders.grade(samples)
-    lengths = [len(completion.token_ids) for group in sampled for completion in group]
-    rewards = compute_rewards(reward, samples, grades, lengths, grade_components(reward, graders, samples))
-    groups = []
-    for number, task in enumerate(tasks):
-        part = slice(number * config.group_size, (number + 1) * config.group_size)
-        advantages = group_advantages(rewards[part], config.scale_rewards)
-        groups.append(
-            Group(task, prompts[number], sampled[number], texts[number], grades[part], rewards[part], advantages)
-        )
-    return groups
-
-
-def build_examples(groups: Sequence[Group], config: PolicyGradientConfig) -> list[Example]:
-    """What the loss sees: sampled tokens only, each with its sample's advantage and its log-prob when sampled.
-
-    A dropped group leaves numerator and token count alike; a masked truncated sample likewise.
-    """
-    examples = []
-    for group in groups:
-        if config.drop_zero_signal and not group.has_signal:
-            continue
-        for completion, advantage in zip(group.completions, group.advantages, strict=True):
-            if advantage is None or (config.mask_truncated and completion.finish == "length"):
-                continue
-            count = len(completion.token_ids)
-            weight, normalizer = {
-                "token": (1.0, float(count)),
-                "sequence": (1.0 / count, 1.0),
-                "constant": (1.0, float(config.max_new_tokens)),
-            }[config.normalizer]
-            silent = [0.0] * len(group.prompt)
-            examples.append(
-                Example(
-                    tokens=[*group.prompt, *completion.token_ids],
-                    weights=[*silent, *[weight] * count],
-                    extras={
-                        "advantages": [*silent, *[advantage] * count],
-                        "old_logprobs": [*silent, *completion.logprobs],
-                    },
-                    scalars={"normalizer": normalizer},
-                )
-            )
-    return examples
+    @classmethod
+    def unpack(cls, row: Mapping[str, Any]) -> Trainable:
+        """What `pack` wrote."""
+        return cls(**{**row, "example": Example(**row["example"])})
 
 
 class RolloutSource:
@@ -133,64 +85,170 @@ class RolloutSource:
         record: Path,
         row_length: int = 256,
         rows_per_batch: int = 32,
+        rollout: RolloutConfig | None = None,
+        reference: Decoder | None = None,
+        drawer: Drawer | None = None,
     ) -> None:
-        self.engine, self.tasks, self.shares = engine, tasks_by_family, shares
-        self.graders, self.reward, self.config, self.seed = graders, reward, config, seed
+        """`reference` is the policy that a KL penalty refers to; `drawer` draws in the background.
+
+        Raises `UserError` for settings that contradict each other.
+        """
+        self.engine, self.config = engine, config
+        self.rollout = rollout or RolloutConfig()
         self.record, self.row_length, self.rows_per_batch = record, row_length, rows_per_batch
+        self.reference = reference
+        self.listener = Listener()
         self.facts = StepFacts()
+        check_settings(config, self.rollout, reference)
+        sampler = Sampler(engine, tasks_by_family, shares, graders, reward, config, self.rollout, seed)
+        self.pipeline = Pipeline(sampler, self.rollout.staleness, self.rollout.runtime.background, drawer)
+        self._number = -1
+        self._parts: list[list[Trainable]] = []
+        self._tokens = 0
+        self._handed = 0.0
+        self._speed = 0.0
+
+    @property
+    def taken(self) -> int:
+        """Rollouts taken so far, counting from the first to the last number."""
+        return self._number + 1
 
     def next(self, step: int) -> Sequence[Batch]:
-        self.engine.version = step
-        sizes = {family: len(tasks) for family, tasks in self.tasks.items()}
-        chosen = family_indices(sizes, self.shares, self.config.prompts_per_step, step, self.seed)
-        tasks = [self.tasks[family][index] for family, index in chosen]
-        seeds = [seed_of(self.seed, step, number, task.id) for number, task in enumerate(tasks)]
-        groups = sample_groups(self.engine, tasks, self.graders, self.reward, self.config, seeds)
-        write_jsonl(self.record / f"{step:06d}.jsonl", (row_of(step, group) for group in groups))
-        self.facts = StepFacts.of(groups)
-        examples = build_examples(groups, self.config)
+        number, part = divmod(step, getattr(self.config, "updates_per_rollout", 1))
+        if part == 0 or number != self._number:
+            self._take(number, step)
+        chosen = self._parts[part]
+        self.facts = replace(self.facts, age=float(step - self.facts.version), update=part)
+        write_jsonl(
+            self.record / f"trained-{step:06d}.jsonl",
+            ({"step": step, "rollout": number, "task": t.prompt, "group": t.group, "sample": t.sample} for t in chosen),
+        )
+        examples = [item.example for item in chosen]
         # A long prompt with a long answer gets the longer rows it needs.
         row_length = max([self.row_length, *(len(example.tokens) for example in examples)])
-        return pack(examples, row_length, self.rows_per_batch) if examples else []
+        batches = pack(examples, row_length, self.rows_per_batch) if examples else []
+        self._tokens = sum(len(example.tokens) for example in examples)
+        self.listener.heard = {}
+        self._handed = time.monotonic()
+        return batches
+
+    def _take(self, number: int, step: int) -> None:
+        """Get rollout `number`, write it down, and make its minibatches."""
+        rollout = self.pipeline.take(number, step)
+        write_jsonl(self.record / f"{number:06d}.jsonl", (row_of(number, group) for group in rollout.groups))
+        items = self._score(rollout, self._trainable(rollout))
+        self.facts = StepFacts.of_rollout(rollout)
+        if self._measured is not None:
+            self.facts = replace(self.facts, mismatch=self._measured.kl, mismatch_max=self._measured.largest)
+        updates = getattr(self.config, "updates_per_rollout", 1)
+        places = {group: place for place, group in enumerate(rollout.kept)}
+        self._parts = [[item for item in items if places[item.group] % updates == part] for part in range(updates)]
+        self._number = number
+
+    def _trainable(self, rollout: Rollout) -> list[Trainable]:
+        """The samples of the kept groups that a loss may see."""
+        return [
+            Trainable(rollout.groups[place].task.id, place, sample, example)
+            for place in rollout.kept
+            for sample, example in group_examples(rollout.groups[place], self.config)
+        ]
+
+    def _score(self, rollout: Rollout, items: list[Trainable]) -> list[Trainable]:
+        """The samples with the log-probs that the losses ask for beside the sampler's."""
+        self._measured: Mismatch | None = None
+        examples = [item.example for item in items]
+        if self.rollout.old_logprobs == "trainer" and examples:
+            scores = self._scores(self.engine.model, examples)
+            if not self.rollout.staleness:
+                self._measured = compare_examples(examples, scores)
+            examples = [
+                with_extra(example, sampler_logprobs=example.extras["old_logprobs"], old_logprobs=values)
+                for example, values in zip(examples, scores, strict=True)
+            ]
+        if self.reference is not None:
+            scores = self._scores(self.reference, examples)
+            examples = [with_extra(e, reference_logprobs=values) for e, values in zip(examples, scores, strict=True)]
+        return [replace(item, example=example) for item, example in zip(items, examples, strict=True)]
+
+    def _scores(self, model: Decoder, examples: Sequence[Example]) -> list[list[float]]:
+        return score_examples(model, examples, self.config.temperature, self.row_length, self.rows_per_batch)
 
     def metrics(self) -> dict[str, float]:
         return self.facts.metrics()
 
     def why(self) -> str:
-        """One sentence on what the last step could learn from."""
-        return explain(self.facts)
+        """What the last step could learn from, and its numbers, in words."""
+        seconds = time.monotonic() - self._handed
+        if self._tokens:
+            self._speed = self._tokens / max(seconds, 1e-9)
+        return f"{explain(self.facts)} {describe(self.facts, self.listener.heard, self._speed)}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        """Samples drawn but not trained on yet, what was counted so far, and which reference there is."""
+        parts = [[item.pack() for item in part] for part in self._parts]
+        # A rollout whose updates are all done is not needed again.
+        done = not parts or self.facts.update + 1 == getattr(self.config, "updates_per_rollout", 1)
+        return {
+            "pipeline": self.pipeline.state_dict(),
+            "number": self._number,
+            "facts": asdict(self.facts),
+            "parts": [] if done else parts,
+            "reference": "" if self.reference is None else fingerprint(self.reference.state_dict()),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        del state
-
-
-def row_of(step: int, group: Group) -> dict[str, Any]:
-    """A group as one line of `rollouts.jsonl`."""
-    return {
-        "step": step,
-        "task": group.task.id,
-        "family": group.task.family,
-        "prompt": group.task.messages[-1]["content"],
-        "messages": list(group.task.messages),
-        "outputs": [
-            {
-                "text": text,
-                "score": grade.score,
-                "reward": reward,
-                "flags": list(grade.flags),
-                "finish": completion.finish,
-                "tokens": len(completion.token_ids),
-            }
-            for text, grade, reward, completion in zip(
-                group.texts, group.grades, group.rewards, group.completions, strict=True
+        """Raises `UserError` when the run had another reference policy."""
+        found = "" if self.reference is None else fingerprint(self.reference.state_dict())
+        if found != state["reference"]:
+            raise UserError(
+                "The reference policy is not the one this run began with",
+                "give the same starting checkpoint, or start the run again without its state",
             )
-        ],
-    }
+        self.pipeline.load_state_dict(state["pipeline"])
+        self._parts = [[Trainable.unpack(row) for row in part] for part in state["parts"]]
+        self.facts = StepFacts(**state["facts"])
+        self._number = state["number"]
+
+    def close(self) -> None:
+        """End what draws in the background."""
+        self.pipeline.close()
+
+    def __enter__(self) -> RolloutSource:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
-def gather_records(record: Path, steps: int) -> list[dict[str, Any]]:
-    """Every line of the steps below `steps`, in order; leftovers of later steps are ignored."""
-    return [row for step in range(steps) for row in read_jsonl(record / f"{step:06d}.jsonl")]
+def check_settings(config: PolicyGradientConfig, rollout: RolloutConfig, reference: Decoder | None) -> None:
+    """Raise `UserError` for settings that contradict each other."""
+    corrected = getattr(config, "importance_correction", "none") != "none"
+    if corrected and rollout.old_logprobs == "sampler":
+        raise UserError(
+            f"importance_correction is {config.importance_correction!r}, but rollout.old_logprobs is 'sampler': the "
+            "ratios are taken against the sampler already, so there is nothing to correct",
+            "set rollout.old_logprobs to trainer, or importance_correction to none",
+        )
+    if rollout.staleness and rollout.old_logprobs == "trainer" and not corrected:
+        raise UserError(
+            "rollout.staleness lets older weights sample, and rollout.old_logprobs 'trainer' forgets which: the loss "
+            "would be biased",
+            "set importance_correction (for example token_truncate), or rollout.old_logprobs to sampler",
+        )
+    if getattr(config, "kl_coefficient", 0) and reference is None:
+        raise UserError("kl_coefficient is set, but there is no reference policy", "give the policy to stay close to")
+
+
+def gather_records(record: Path, rollouts: int) -> list[dict[str, Any]]:
+    """Every group of the rollouts below `rollouts`, in order; leftovers of later ones are ignored."""
+    return _gather(record, "[0-9]*.jsonl", rollouts)
+
+
+def gather_trained(record: Path, steps: int) -> list[dict[str, Any]]:
+    """Which samples each optimizer step below `steps` trained on."""
+    return _gather(record, "trained-*.jsonl", steps)
+
+
+def _gather(record: Path, pattern: str, limit: int) -> list[dict[str, Any]]:
+    files = sorted((int(file.stem.removeprefix("trained-")), file) for file in record.glob(pattern))
+    return [row for number, file in files if number < limit for row in read_jsonl(file)]
