@@ -7,6 +7,8 @@ from pydantic import Field
 from throughline.base.config import Config
 from throughline.grading.reward import RewardConfig
 from throughline.rl.config import PolicyGradientConfig
+from throughline.rl.guards import RolloutGuardConfig
+from throughline.rl.rollout_config import RolloutConfig
 from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainRuntime
 
 REASONING = {"arithmetic": 0.5, "word_problem": 0.3, "ordering": 0.2}
@@ -54,6 +56,10 @@ class GRPOConfig(PolicyGradientConfig):
     """Share of each task family among the prompts."""
     reward: RewardConfig = RewardConfig()
     """What pays."""
+    rollout: RolloutConfig = RolloutConfig()
+    """How answers are drawn: thinking, overlap with training, whose log-probs."""
+    guards: RolloutGuardConfig = RolloutGuardConfig()
+    """What is done about collapse, repetition, drift and mismatch."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Peak learning rate of AdamW."""
     schedule: ScheduleConfig = ScheduleConfig(warmup=0.05, decay=0.3, final=0.1)

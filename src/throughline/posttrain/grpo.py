@@ -1,24 +1,30 @@
 """Reasoning RL: GRPO on verifiable rewards.
 
 Refuses to start with a grader whose audit shows that it pays for answers that solve nothing. Every group sampled goes
-to `rollouts.jsonl`, and one sentence per step on what could be learnt from them to `log/why.txt` and the progress bar.
-Not covered: asynchronous rollouts, KL penalties, multi-turn environments.
+to `rollouts.jsonl`, which samples each step was trained on to `log/trained.jsonl`, and a line per step on what could be
+learnt from them to `log/why.txt` and the progress bar. Not covered: multi-turn environments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from throughline.base.errors import UserError
 from throughline.base.files import read_json, write_jsonl
 from throughline.grading.audit import failed_probes
 from throughline.grading.graders import GraderSet
-from throughline.grading.tasks import load_tasks
+from throughline.grading.tasks import Task, load_tasks
 from throughline.inference.engine import TorchEngine
 from throughline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
 from throughline.posttrain.config import GRPOConfig
+from throughline.rl.guards import rollout_guards
 from throughline.rl.objective import GRPO
-from throughline.rl.rollout import RolloutSource, gather_records
+from throughline.rl.overlap import ProcessDrawer
+from throughline.rl.rollout import RolloutSource, gather_records, gather_trained
+from throughline.rl.sampler import Sampler
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
 from throughline.training.config import OptimizerConfig, TrainConfig
@@ -48,25 +54,63 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
     refuse_bad_graders(inputs["graders"], {task.grader for task in tasks} | set(config.reward.graders))
     start = inputs["policy"].path
     model = load_model(start, ctx.device)
-    engine = TorchEngine(model, load_tokenizer(start))
-    with GraderSet.from_json(inputs["graders"] / "graders.json") as graders:
-        source = RolloutSource(
+    tokenizer = load_tokenizer(start)
+    engine = TorchEngine(model, tokenizer)
+    families = families_of(tasks, config.shares)
+    seed, record = ctx.seed_for("rollouts"), ctx.state / "rollouts"
+    reference = load_model(start, ctx.device).eval() if getattr(config, "kl_coefficient", 0) else None
+    drawer: ProcessDrawer | None = None
+    if config.rollout.runtime.background == "process":
+        plan = SamplerPlan(start, ctx.device, families, config, inputs["graders"] / "graders.json", seed)
+        drawer = ProcessDrawer(plan.make, config.rollout.runtime.threads)
+    with (
+        GraderSet.from_json(inputs["graders"] / "graders.json") as graders,
+        RolloutSource(
             engine,
-            families_of(tasks, config.shares),
+            families,
             config.shares,
             graders,
             config.reward,
             config,
-            ctx.seed_for("rollouts"),
-            ctx.state / "rollouts",
-        )
+            seed,
+            record,
+            rollout=config.rollout,
+            reference=reference,
+            drawer=drawer,
+        ) as source,
+    ):
         settings = TrainConfig(
             optimizer=OptimizerConfig(learning_rate=config.learning_rate, weight_decay=0.0),
             schedule=config.schedule,
             runtime=config.runtime,
         )
         objective = GRPO(config.clip_low, config.clip_high, config.temperature)
-        last = train(model, objective, source, config.steps, settings, ctx, "reasoning RL")
+        guards = [*rollout_guards(config.guards), source.listener]
+        last = train(model, objective, source, config.steps, settings, ctx, "reasoning RL", guards)
+        rollouts, steps = source.taken, source.steps
     save_checkpoint(model, start, ctx.out)
-    write_jsonl(ctx.out / "rollouts.jsonl", gather_records(ctx.state / "rollouts", source.taken))
+    write_jsonl(ctx.out / "rollouts.jsonl", gather_records(record, rollouts))
+    write_jsonl(ctx.out / "log" / "trained.jsonl", gather_trained(record, steps))
     ctx.metrics.summary(reward=last["reward"], thinking_share=last["rollout/thinking_share"])
+
+
+@dataclass(frozen=True)
+class SamplerPlan:
+    """What a rollout process builds its sampler from; the weights come with every request."""
+
+    policy: Path
+    device: str
+    tasks_by_family: Mapping[str, Sequence[Task]]
+    config: GRPOConfig
+    graders: Path
+    seed: int
+
+    @contextmanager
+    def make(self) -> Iterator[Sampler]:
+        """The sampler, with graders and a sandbox of its own."""
+        engine = TorchEngine(load_model(self.policy, self.device).eval(), load_tokenizer(self.policy))
+        config = self.config
+        with GraderSet.from_json(self.graders) as graders:
+            yield Sampler(
+                engine, self.tasks_by_family, config.shares, graders, config.reward, config, config.rollout, self.seed
+            )

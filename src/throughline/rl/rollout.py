@@ -102,7 +102,7 @@ class RolloutSource:
         check_settings(config, self.rollout, reference)
         sampler = Sampler(engine, tasks_by_family, shares, graders, reward, config, self.rollout, seed)
         self.pipeline = Pipeline(sampler, self.rollout.staleness, self.rollout.runtime.background, drawer)
-        self._number = -1
+        self._number = self._step = -1
         self._parts: list[list[Trainable]] = []
         self._tokens = 0
         self._handed = 0.0
@@ -110,8 +110,13 @@ class RolloutSource:
 
     @property
     def taken(self) -> int:
-        """Rollouts taken so far, counting from the first to the last number."""
+        """One more than the number of the last rollout."""
         return self._number + 1
+
+    @property
+    def steps(self) -> int:
+        """One more than the number of the last step."""
+        return self._step + 1
 
     def next(self, step: int) -> Sequence[Batch]:
         number, part = divmod(step, getattr(self.config, "updates_per_rollout", 1))
@@ -129,6 +134,7 @@ class RolloutSource:
         batches = pack(examples, row_length, self.rows_per_batch) if examples else []
         self._tokens = sum(len(example.tokens) for example in examples)
         self.listener.heard = {}
+        self._step = step
         self._handed = time.monotonic()
         return batches
 
@@ -191,6 +197,7 @@ class RolloutSource:
         return {
             "pipeline": self.pipeline.state_dict(),
             "number": self._number,
+            "step": self._step,
             "facts": asdict(self.facts),
             "parts": [] if done else parts,
             "reference": "" if self.reference is None else fingerprint(self.reference.state_dict()),
@@ -207,7 +214,7 @@ class RolloutSource:
         self.pipeline.load_state_dict(state["pipeline"])
         self._parts = [[Trainable.unpack(row) for row in part] for part in state["parts"]]
         self.facts = StepFacts(**state["facts"])
-        self._number = state["number"]
+        self._number, self._step = state["number"], state["step"]
 
     def close(self) -> None:
         """End what draws in the background."""
