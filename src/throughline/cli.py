@@ -1,4 +1,5 @@
-"""The command line: `throughline run laptop`, and everything that looks at or uses what a run made.
+"""The command line: `throughline run laptop`, everything that looks at or uses what a run made, and the commands that
+train a checkpoint of one's own on a file of one's own.
 
 Heavy modules are imported by the command that needs them, so `throughline --help` answers at once. Anything the user
 can mend is printed as one paragraph on standard error with exit status 2. Not covered: doing any of the work itself.
@@ -248,6 +249,123 @@ def verify(directory: RunDirOption = DEFAULT_RUN) -> None:
             "delete those directories and run the line again",
         )
     print(f"{len(store.artifacts())} artifacts, all as committed")
+
+
+ModelOption = Annotated[Path, typer.Option("--model", help="Checkpoint directory: a result of ours or a stock one.")]
+DataOption = Annotated[Path, typer.Option("--data", help="Rows: .jsonl, .json, .csv or .parquet.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Directory of this run; the result is OUT/model.")]
+ColumnsOption = Annotated[str, typer.Option(help="Names of columns, e.g. prompt=question,completion=answer.")]
+SettingOption = Annotated[list[str] | None, typer.Option("--set", help="A setting, e.g. steps=50 or data.limit=100.")]
+GraderOption = Annotated[str | None, typer.Option(help="A grader: .json, .py, or gsm8k. Default: the exact answer.")]
+ForceOption = Annotated[bool, typer.Option("--force-grader", help="Go on with a grader that fails its audit.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default every core.")]
+RunSeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def _tune(command: str, as_json: bool, overrides: list[str] | None, **options: Any) -> None:
+    from throughline.commands.run import Request, describe, run_command
+    from throughline.line import stop_on_signals
+
+    stop_on_signals()
+    result = run_command(Request(command, overrides=overrides or [], **options), say=_say)
+    if as_json:
+        print(json.dumps(result, indent=2, sort_keys=True))
+    else:
+        print(f"{result['model']}: {describe(result)}")
+
+
+@app.command()
+def sft(
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    columns: ColumnsOption = "",
+    overrides: SettingOption = None,
+    seed: RunSeedOption = 0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune a checkpoint on conversations, or on prompts and completions."""
+    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed}
+    _tune("sft", as_json, overrides, device=device, threads=threads, **options)
+
+
+@app.command()
+def reward(
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    columns: ColumnsOption = "",
+    overrides: SettingOption = None,
+    seed: RunSeedOption = 0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a reward model on preference pairs (or labelled answers, with --set loss=pointwise)."""
+    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed}
+    _tune("reward", as_json, overrides, device=device, threads=threads, **options)
+
+
+@app.command()
+def dpo(
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    columns: ColumnsOption = "",
+    overrides: SettingOption = None,
+    seed: RunSeedOption = 0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on preferences: --set loss=dpo, ipo, kto, orpo or simpo."""
+    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed}
+    _tune("dpo", as_json, overrides, device=device, threads=threads, **options)
+
+
+@app.command()
+def grpo(
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    grader: GraderOption = None,
+    force_grader: ForceOption = False,
+    columns: ColumnsOption = "",
+    overrides: SettingOption = None,
+    seed: RunSeedOption = 0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reinforce what a grader pays for on prompts."""
+    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed, "grader": grader}
+    _tune("grpo", as_json, overrides, device=device, threads=threads, force_grader=force_grader, **options)
+
+
+@app.command()
+def reject(
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    grader: GraderOption = None,
+    force_grader: ForceOption = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Times to sample, filter and train.")] = 1,
+    heldout: Annotated[Path | None, typer.Option(help="Prompts to keep out of the training data.")] = None,
+    reward_model: Annotated[Path | None, typer.Option(help="Ranks answers for --set select=best.")] = None,
+    columns: ColumnsOption = "",
+    overrides: SettingOption = None,
+    seed: RunSeedOption = 0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sample answers, keep what a grader accepts, and train on it (rejection sampling)."""
+    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed, "grader": grader}
+    more = {"rounds": rounds, "heldout": heldout, "reward_model": reward_model, "force_grader": force_grader}
+    _tune("reject", as_json, overrides, device=device, threads=threads, **options, **more)
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:

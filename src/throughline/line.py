@@ -121,8 +121,11 @@ def run_line(
     until: str | None = None,
     line: Sequence[StageSpec] = LINE,
     say: Callable[[str], None] = lambda text: None,
+    given: Mapping[str, Artifact] | None = None,
 ) -> dict[str, Artifact]:
     """Run what has to run; returns the artifact of every node that has one, the selected ones included.
+
+    `given` are inputs that no node makes, such as a user's file; nodes name them like other nodes.
 
     Raises `UserError` for anything the user can mend; other exceptions of a stage propagate after its failure is
     recorded.
@@ -133,7 +136,7 @@ def run_line(
         store = Store(run_dir)
         store.sweep()
         board = Board(run_dir, recipe, line)
-        done: dict[str, Artifact] = {}
+        done: dict[str, Artifact] = dict(given or {})
         for spec in line:
             if any(name not in done for name in spec.inputs.values()):
                 continue

@@ -102,6 +102,19 @@ def parse_recipe(raw: Mapping[str, Any], source: str, name: str = "run") -> Reci
     return full
 
 
+def parse_settings(raw: Mapping[str, Any], kind: type[Config], section: str, source: str) -> Any:
+    """One config from its settings, with the errors of a recipe; `section` and `source` name it in them."""
+    return _parse(kind, dict(raw), section, source)
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as nested settings."""
+    raw: dict[str, Any] = {}
+    for override in overrides:
+        _apply(raw, override)
+    return raw
+
+
 def schema() -> dict[str, Any]:
     """JSON schema of a recipe."""
     base = Recipe.model_json_schema()

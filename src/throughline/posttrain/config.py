@@ -1,8 +1,10 @@
-"""Settings of the four post-training stages and of retraining on traffic. Imports no torch."""
+"""Settings of the post-training stages and of retraining on traffic. Imports no torch."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from throughline.base.config import Config
 from throughline.grading.reward import RewardConfig
@@ -99,6 +101,66 @@ class RFTConfig(Config):
     """How the learning rate moves."""
     runtime: TrainRuntime = TrainRuntime()
     """Checkpointing."""
+
+
+class RejectConfig(Config):
+    """Rejection sampling: answers of the policy to training prompts, filtered by a grader, become supervised data."""
+
+    prompts: int | None = Field(default=None, ge=1)
+    """Prompts to sample, drawn without repetition; empty takes all."""
+    samples: int = Field(default=8, ge=1)
+    """Answers sampled of each prompt."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of the sampling distribution."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer, in tokens; one cut off there is never kept."""
+    threshold: float = Field(default=1.0, ge=0, le=1)
+    """Least score of a kept answer."""
+    select: Literal["shortest", "best"] = "shortest"
+    """Which of a prompt's passing answers come first: the shortest, or those the reward model (without one, the
+    grader) scores highest: best of n."""
+    per_prompt: int = Field(default=1, ge=1)
+    """Answers kept of each prompt."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest kept answer, in tokens; empty leaves that to `max_new_tokens`."""
+    similarity: float = Field(default=0.8, gt=0, le=1)
+    """Answers to one prompt whose sets of word triples overlap this much (Jaccard) count as one; 1 keeps all but
+    equal ones."""
+    min_pass_rate: float = Field(default=0.0, ge=0, le=1)
+    """Prompts that fewer of their samples solve are left out: what passes there is often luck."""
+    max_pass_rate: float = Field(default=1.0, gt=0, le=1)
+    """Prompts that more of their samples solve are left out: they teach little."""
+    bucket_share: float = Field(default=0.6, gt=0, le=1)
+    """Most that one quarter of pass rates may hold of the kept rows, where several quarters have any."""
+    minimum: int = Field(default=16, ge=1)
+    """Fewest kept rows; with fewer the stage refuses, since the policy is too weak for these prompts."""
+    restart: bool = False
+    """Train every round from the first model instead of the round before it (expert iteration from the base, as in
+    STaR, arXiv:2203.14465)."""
+    epochs: float = Field(default=2.0, gt=0)
+    """Times that every kept row is seen."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; set, it replaces `epochs`."""
+    examples_per_step: int = Field(default=32, ge=1)
+    """Rows per optimizer step."""
+    sequence_length: int = Field(default=2048, ge=16)
+    """Tokens of a packed row; longer conversations are not kept."""
+    rows_per_batch: int = Field(default=8, ge=1)
+    """Packed rows per forward pass."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, weight_decay=0.0)
+    """The optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig(warmup=0.03, decay=0.9, final=0.1)
+    """How the learning rate moves."""
+    runtime: TrainRuntime = TrainRuntime()
+    """Checkpointing."""
+
+    @model_validator(mode="after")
+    def _some_pass_rate(self) -> RejectConfig:
+        if self.min_pass_rate > self.max_pass_rate:
+            raise ValueError("min_pass_rate is above max_pass_rate: no prompt can lie between them")
+        return self
 
 
 class AlignConfig(Config):

@@ -3,13 +3,15 @@
     throughline run recipes/laptop.yaml --until align
 
 Cold-start SFT makes RL stable, RL finds what pays, rejection sampling turns its successes into supervised data, and
-alignment settles manners. `retrain` is the traffic loop's step. This module only gathers the stage functions.
+alignment settles manners. `retrain` is the traffic loop's step, and `reject` is rejection sampling by itself, for any
+policy, prompts and grader. This module only gathers the stage functions.
 """
 
 from throughline.posttrain.align import align
 from throughline.posttrain.grpo import grpo
+from throughline.posttrain.reject import reject
 from throughline.posttrain.retrain import retrain
 from throughline.posttrain.rft import rft
 from throughline.posttrain.sft import sft
 
-__all__ = ["align", "grpo", "retrain", "rft", "sft"]
+__all__ = ["align", "grpo", "reject", "retrain", "rft", "sft"]

@@ -1,7 +1,8 @@
 """Conversations as training examples: the loss sees what the assistant wrote, nothing else.
 
-`task_examples` picks one written answer per task by style; `message_example` takes any conversation. An example whose
-assistant wrote nothing is an error, never a row that trains on nothing.
+`task_examples` picks one written answer per task by style; `message_example` takes any conversation, and
+`conversation_example` one of which only some turns are to be learnt. An example whose assistant wrote nothing is an
+error, never a row that trains on nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +39,45 @@ def message_example(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]],
     if not any(mask):
         raise UserError(f"{name} has no assistant turn to learn from", "add one, or drop the row")
     return Example(ids, [float(wrote) for wrote in mask])
+
+
+def conversation_example(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], given: int, learn: str, name: str
+) -> Example:
+    """A conversation as one example.
+
+    `given` leading messages are a prompt and carry no loss, whoever wrote them; `learn` is "assistant" (every turn of
+    the assistant after them), "last" (its last turn) or "all" (every token).
+    """
+    example = message_example(tokenizer, messages, name)
+    if learn == "all":
+        return Example(example.tokens, [0.0, *[1.0] * (len(example.tokens) - 1)])
+    weights = list(example.weights)
+    runs = _runs(weights)
+    skipped = sum(message["role"] == "assistant" for message in messages[:given])
+    if learn == "last":
+        skipped = len(runs) - 1
+    for start, end in runs[:skipped]:
+        weights[start:end] = [0.0] * (end - start)
+    return Example(example.tokens, weights)
+
+
+def completion_example(
+    tokenizer: Tokenizer, prompt: Sequence[Mapping[str, Any]], completion: Sequence[Mapping[str, Any]], name: str
+) -> Example:
+    """A prompt and its completion with loss on the completion alone."""
+    return conversation_example(tokenizer, [*prompt, *completion], len(prompt), "assistant", name)
+
+
+def _runs(weights: Sequence[float]) -> list[tuple[int, int]]:
+    """Spans of ids that the assistant wrote, one per turn: marks of roles stand between them."""
+    runs: list[tuple[int, int]] = []
+    for place, weight in enumerate(weights):
+        if weight and (place == 0 or not weights[place - 1]):
+            runs.append((place, place))
+        if weight:
+            runs[-1] = (runs[-1][0], place + 1)
+    return runs
 
 
 def choose_response(task: Conversational, styles: Mapping[str, float], rng: np.random.Generator) -> Mapping[str, Any]:

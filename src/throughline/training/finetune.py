@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from throughline.model.checkpoint import load_model, save_checkpoint
-from throughline.model.decoder import Decoder
+from throughline.model.language_model import LanguageModel
 from throughline.store.context import Context
 from throughline.training.batch import Example
 from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, TrainRuntime
@@ -27,7 +27,7 @@ class FineTuning(Protocol):
     """The settings a supervised stage has in common with every other."""
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int | None: ...
     @property
     def examples_per_step(self) -> int: ...
     @property
@@ -49,22 +49,28 @@ def fine_tune(
     config: FineTuning,
     ctx: Context,
     description: str,
-) -> tuple[dict[str, float], Decoder]:
+    steps: int | None = None,
+    row_length: int | None = None,
+) -> tuple[dict[str, float], LanguageModel]:
     """Train the checkpoint in `start` and write the result to `ctx.out`; returns the last step's metrics and the model.
 
-    `shares` gives each family its part of every step. Raises `UserError` for a family without examples and for an
+    `shares` gives each family its part of every step; `steps` and `row_length` go before the settings of that name,
+    for stages that work them out. Raises `UserError` for a family without examples and for an
     example longer than a row, before the model is loaded.
     """
+    count = steps or config.steps
+    if count is None:
+        raise ValueError("fine_tune needs a number of steps, from the settings or by itself")
     source = FamilySource(
         examples,
         shares,
         config.examples_per_step,
-        config.sequence_length,
+        row_length or config.sequence_length,
         config.rows_per_batch,
         ctx.seed_for("order"),
     )
     model = load_model(start, ctx.device)
     settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
-    last = train(model, NextToken(), source, config.steps, settings, ctx, description)
+    last = train(model, NextToken(), source, count, settings, ctx, description)
     save_checkpoint(model, start, ctx.out)
     return last, model

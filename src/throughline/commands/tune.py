@@ -1,0 +1,40 @@
+"""Supervised fine-tuning on a user's rows.
+
+    throughline sft --model DIR --data train.jsonl --out runs/mine
+
+Not covered: adapters, several files with shares of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from throughline.base.files import read_jsonl, write_json
+from throughline.commands.config import FineTuneConfig
+from throughline.commands.lengths import fit, position_limit, room, steps_of
+from throughline.model.checkpoint import load_tokenizer
+from throughline.store.artifact import Artifact
+from throughline.store.context import Context
+from throughline.training.conversations import conversation_example
+from throughline.training.finetune import fine_tune
+
+
+def sft(config: FineTuneConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
+    """Train the checkpoint "model" on the conversations of "data"."""
+    model = inputs["model"].path
+    tokenizer = load_tokenizer(model)
+    rows = read_jsonl(inputs["data"] / "rows.jsonl")
+    limit = room(model, config)
+    with ctx.progress("tokenizing", len(rows)) as bar:
+        examples = []
+        for row in rows:
+            example = conversation_example(tokenizer, row["messages"], row["given"], config.learn, row["id"])
+            examples.append((example,))
+            bar.advance()
+    kept, counts = fit(examples, [row["id"] for row in rows], limit, config, position_limit(model))
+    steps = steps_of(config, len(kept), config.examples_per_step)
+    tokens = sum(len(example.tokens) for (example,) in kept)
+    write_json(ctx.out / "training.json", {"rows": len(kept), "tokens": tokens, "steps": steps, **counts})
+    found = {"rows": [example for (example,) in kept]}
+    last, _ = fine_tune(model, found, {"rows": 1.0}, config, ctx, "fine-tuning", steps, limit)
+    ctx.metrics.summary(loss=last["loss"], rows=len(kept), steps=steps)
