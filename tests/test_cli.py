@@ -32,6 +32,11 @@ COMMANDS = [
     ["stages"],
     ["schema"],
     ["verify"],
+    ["sft"],
+    ["reward"],
+    ["dpo"],
+    ["grpo"],
+    ["reject"],
 ]
 LIGHT = """
 import sys

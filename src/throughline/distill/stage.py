@@ -137,7 +137,7 @@ def student(config: StudentConfig, inputs: Mapping[str, Artifact], ctx: Context)
             examples[name] = written[name]
             shares[name] = config.reasoning_share * share / total
     last, model = fine_tune(base, examples, shares, config, ctx, "training the student")
-    ctx.metrics.summary(loss=last["loss"], parameters=model.config.parameters())
+    ctx.metrics.summary(loss=last["loss"], parameters=sum(item.numel() for item in model.parameters()))
 
 
 def quantize(config: QuantizeConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:

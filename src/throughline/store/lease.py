@@ -83,7 +83,7 @@ class Lease:
         who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
         return UserError(
             f"The run directory {self.run_dir} is in use by {who}",
-            "wait for it to end, stop it, or give this run a directory of its own",
+            "wait for it to end, stop it, or give this run a directory of its own with --dir (--out)",
         )
 
 
