@@ -1,0 +1,72 @@
+"""Tasks, graders and sources for tests of rollouts."""
+
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support_model import tiny_model
+from throughline.grading.config import DEFAULT_DEFINITIONS
+from throughline.grading.grade import Grade
+from throughline.grading.graders import GraderSet
+from throughline.grading.reward import RewardConfig
+from throughline.grading.tasks import Task
+from throughline.inference.engine import TorchEngine
+from throughline.model.tokenizer import Tokenizer
+from throughline.rl.config import PolicyGradientConfig
+from throughline.rl.rollout import RolloutSource
+from throughline.rl.rollout_config import RolloutConfig
+from throughline.rl.sampler import Sampler
+
+CONFIG = PolicyGradientConfig(prompts_per_step=4, group_size=4, max_new_tokens=6)
+SHARES = {"arithmetic": 0.5, "ordering": 0.5}
+
+
+def task(number, family="arithmetic", grader="parity"):
+    messages = ({"role": "user", "content": f"{number}+1=?"},)
+    return Task(id=f"{family}-{number}", family=family, messages=messages, answer=str(number + 1), grader=grader)
+
+
+TASKS = {"arithmetic": [task(n) for n in range(5)], "ordering": [task(n, "ordering") for n in range(3)]}
+
+
+class ParityGraders(GraderSet):
+    """Grades by the text's length: even pays, odd does not, multiples of three cannot be graded."""
+
+    def __init__(self):
+        super().__init__(DEFAULT_DEFINITIONS)
+        self.asked = Counter()
+
+    def grade(self, samples, name=None):
+        self.asked[name] += len(samples)
+        sizes = [len(sample.text.encode()) for sample in samples]
+        return [Grade(None if size % 3 == 0 else float(size % 2 == 0)) for size in sizes]
+
+
+def policy(seed=3):
+    return tiny_model(seed, max_position_embeddings=256)
+
+
+def make_sampler(tokenizer, graders, model=None, config=CONFIG, rollout=None, **changes):
+    settings = {"tasks_by_family": TASKS, "shares": SHARES, "reward": RewardConfig(), "seed": 7, **changes}
+    engine = TorchEngine(model or policy(), tokenizer)
+    return Sampler(engine, graders=graders, config=config, rollout=rollout or RolloutConfig(), **settings)
+
+
+def make_source(tokenizer, graders, record, model=None, config=CONFIG, rollout=None, **changes):
+    settings = {"tasks_by_family": TASKS, "shares": SHARES, "reward": RewardConfig(), "seed": 7, **changes}
+    engine = TorchEngine(model or policy(), tokenizer)
+    return RolloutSource(engine, graders=graders, config=config, record=record, rollout=rollout, **settings)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Builds the sampler of `make_sampler` in another process."""
+
+    tokenizer: Path
+    rollout: RolloutConfig
+
+    @contextmanager
+    def make(self):
+        with ParityGraders() as graders:
+            yield make_sampler(Tokenizer.load(self.tokenizer), graders, policy(11), rollout=self.rollout)
