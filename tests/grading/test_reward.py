@@ -7,12 +7,18 @@ from pydantic import ValidationError
 
 from throughline.grading.grade import Grade, Sample
 from throughline.grading.reward import (
+    LengthConfig,
     RewardConfig,
+    ToggleConfig,
+    budgets_hold,
     compute_rewards,
     flag_penalty,
     grade_components,
+    length_budget,
+    length_cost,
     overlong_share,
     repetition,
+    shape_by_length,
 )
 from throughline.grading.tasks import task_from_row
 
@@ -105,3 +111,77 @@ def test_bad_configs_say_what_to_do(fields, said):
 def test_lists_of_different_length_are_refused():
     with pytest.raises(ValueError, match="zip"):
         compute_rewards(RewardConfig(), [Sample(TASK, "3")], [], [1])
+
+
+@given(st.floats(0, 50), st.floats(0.01, 10), st.floats(0, 1), st.floats(0.01, 5))
+def test_length_costs_more_the_longer_but_ever_less_per_token(length, rate, curvature, more):
+    cost = [length_cost(length + n * more, rate, curvature) for n in range(3)]
+    assert cost[0] >= 0 and cost[1] > cost[0]
+    first, second = cost[1] - cost[0], cost[2] - cost[1]
+    assert second <= first + 1e-9 * max(1.0, first)
+    if curvature == 0:
+        assert cost[0] == pytest.approx(length)
+    else:
+        assert cost[0] <= length + 1e-9
+
+
+def test_length_cost_is_the_published_formula_and_continuous_where_it_becomes_a_logarithm():
+    assert length_cost(3.0, 2.0, 0.5) == pytest.approx((7**0.5 - 1) / (2 * 0.5))
+    assert length_cost(3.0, 2.0, 1 - 1e-9) == pytest.approx(length_cost(3.0, 2.0, 1.0), abs=1e-6)
+    assert length_cost(0.0, 2.0, 1.0) == length_cost(0.0, 2.0, 0.5) == 0
+
+
+def test_brevity_counts_only_as_far_as_the_prompt_is_solved():
+    config = LengthConfig(cost=0.2, tokens=10, curvature=0.0)
+    lengths = [10, 20, 30, 40]
+    failed = shape_by_length(config, [0.0] * 4, [0.0] * 4, lengths)
+    assert failed == [0.0] * 4, "where nothing is solved, no answer may be better for being short"
+    half = shape_by_length(config, [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], lengths)
+    assert half == pytest.approx([0.9, 0.8, -0.3, -0.4])
+    solved = shape_by_length(config, [1.0] * 4, [1.0] * 4, lengths)
+    assert solved == pytest.approx([0.8, 0.6, 0.4, 0.2]), "a solved prompt teaches brevity"
+    always = LengthConfig(cost=0.2, tokens=10, curvature=0.0, only_solved=False)
+    assert shape_by_length(always, [0.0], [0.0], [10]) == pytest.approx([-0.2])
+
+
+def test_what_could_not_be_graded_stays_excluded_and_moves_no_share():
+    config = LengthConfig(cost=0.2, tokens=10, curvature=0.0)
+    assert shape_by_length(config, [None, 1.0], [None, 1.0], [50, 10]) == [None, pytest.approx(0.8)]
+
+
+rewards_of_a_prompt = st.lists(
+    st.tuples(st.sampled_from([None, 0.0, 0.5, 1.0]), st.integers(1, 400)), min_size=1, max_size=8
+)
+
+
+@given(rewards_of_a_prompt, st.integers(0, 9), st.integers(1, 400))
+def test_by_default_length_changes_no_reward(rows, step, budget):
+    scores, lengths = [score for score, _ in rows], [length for _, length in rows]
+    assert shape_by_length(LengthConfig(), scores, scores, lengths, step, budget) == scores
+
+
+def test_budgets_hold_in_every_other_phase_and_only_where_the_prompt_is_solved():
+    toggle = ToggleConfig(every=2, accuracy=0.5)
+    assert [budgets_hold(toggle, step) for step in range(6)] == [True, True, False, False, True, True]
+    assert not any(budgets_hold(ToggleConfig(), step) for step in range(6))
+    config = LengthConfig(toggle=toggle)
+    scores, lengths = [1.0, 1.0, 0.0, None], [10, 20, 10, 10]
+    assert shape_by_length(config, scores, scores, lengths, 0, 15) == [1.0, 0.0, 0.0, None]
+    assert shape_by_length(config, scores, scores, lengths, 2, 15) == scores
+    assert shape_by_length(config, scores, scores, lengths, 0, None) == scores
+    rarely = [1.0, 0.0, 0.0, 0.0]
+    assert shape_by_length(config, rarely, rarely, [20] * 4, 0, 15) == rarely, "too hard for a budget"
+    penalized = [-0.5, 1.0]
+    assert shape_by_length(config, penalized, [0.0, 1.0], [20, 10], 0, 15) == penalized, "a budget pays nobody"
+
+
+@given(rewards_of_a_prompt, st.floats(0.05, 1))
+def test_a_budget_is_the_length_of_a_correct_answer(rows, percentile):
+    scores, lengths = [score for score, _ in rows], [length for _, length in rows]
+    budget = length_budget(ToggleConfig(every=1, percentile=percentile), scores, lengths)
+    correct = [length for score, length in rows if score == 1]
+    if not correct:
+        assert budget is None
+    else:
+        assert budget in correct
+        assert sum(length <= budget for length in correct) >= percentile * len(correct) - 1e-9

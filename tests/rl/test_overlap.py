@@ -151,9 +151,7 @@ def test_one_bit_changes_the_fingerprint():
 
 @pytest.mark.parametrize("background", ["off", "thread"])
 @pytest.mark.parametrize(("staleness", "updates"), [(0, 1), (1, 1), (2, 1), (0, 2), (1, 3)])
-def test_a_resumed_source_trains_on_the_very_same_samples(
-    tokenizer, graders, tmp_path, background, staleness, updates
-):
+def test_a_resumed_source_trains_on_the_very_same_samples(tokenizer, graders, tmp_path, background, staleness, updates):
     if background == "thread" and not staleness:
         with pytest.raises(UserError, match="nothing may be drawn ahead"):
             make_source(tokenizer, graders, tmp_path, rollout=aged(0, "thread"))
@@ -234,7 +232,8 @@ def test_a_rollout_process_that_dies_is_reported_and_one_whose_parent_dies_ends(
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom tests.rl.support import Plan\n"
         "from throughline.rl.overlap import ProcessDrawer\nfrom throughline.rl.rollout_config import RolloutConfig\n"
-        f"if __name__ == '__main__':\n    drawer = ProcessDrawer(Plan(Path({str(tmp_path)!r}), RolloutConfig()).make, 1)\n"
+        "if __name__ == '__main__':\n"
+        f"    drawer = ProcessDrawer(Plan(Path({str(tmp_path)!r}), RolloutConfig()).make, 1)\n"
         "    print(drawer.process.pid, flush=True)\n    time.sleep(60)\n"
     )
     (tmp_path / "parent.py").write_text(script)

@@ -17,8 +17,8 @@ from throughline.grading.reward import RewardConfig
 from throughline.grading.tasks import Task
 from throughline.inference.engine import Completion, TorchEngine
 from throughline.rl.advantage import group_advantages
-from throughline.rl.explain import explain
 from throughline.rl.config import PolicyGradientConfig
+from throughline.rl.explain import explain
 from throughline.rl.objective import GRPO
 from throughline.rl.rollout import Group, RolloutSource, build_examples, gather_records
 from throughline.training.batch import pack
