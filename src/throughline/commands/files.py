@@ -159,7 +159,7 @@ def _csv(text: str, path: Path) -> list[Row]:
                 )
             rows.append({name: _unwrapped(value) for name, value in row.items()})
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})", "mend that line") from error
+        raise UserError(f"{path}, after line {reader.line_num}: not CSV ({error})", "mend that line") from error
     return rows
 
 
