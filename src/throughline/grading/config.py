@@ -60,3 +60,15 @@ class EvaluateConfig(Config):
     """Tokens an answer may take; a longer one is cut off and scores 0."""
     heldout_documents: int = Field(default=100, ge=0)
     """Windows of 256 held-out tokens per source for bits per byte, where the data artifact is given; 0 skips it."""
+    thinking_budgets: tuple[int, ...] = ()
+    """Tokens of thinking to try, for the curve of accuracy against tokens in `curve.json`; one without end is added.
+    Empty leaves the curve out."""
+    curve_families: tuple[str, ...] = REASONING
+    """Families the curve is measured on, as far as they are among `families`."""
+
+
+class EvaluateNextConfig(EvaluateConfig):
+    """What the next pretraining is asked: few tasks, since a base answers hardly any, and all the held-out text."""
+
+    n: int = Field(default=60, ge=1)
+    """Held-out tasks per family at most."""

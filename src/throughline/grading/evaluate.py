@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from throughline.grading.config import REASONING, EvaluateConfig
 from throughline.grading.grade import THINK, Sample
@@ -37,12 +38,19 @@ def answer_tasks(
     mode: str,
     seed: int,
     advance: Callable[[int], None] | None = None,
+    thinking_budget: int | None | Literal["free"] = "free",
 ) -> list[Row]:
-    """Rows of items.jsonl for one mode, in the order of `tasks`."""
+    """Rows of items.jsonl for one mode, in the order of `tasks`.
+
+    With a `thinking_budget` (None is one without end) each row also counts the tokens that the engine `forced`.
+    """
     from throughline.inference.engine import Sampling
 
     temperature = config.temperature if mode == "sampled" else 0.0
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=temperature, seed=seed)
+    measured = thinking_budget != "free"
+    if measured and thinking_budget is not None:
+        sampling = replace(sampling, thinking_budget=thinking_budget)
     rows: list[Row] = []
     for start in range(0, len(tasks), 512):
         part = tasks[start : start + 512]
@@ -67,6 +75,7 @@ def answer_tasks(
                     "thinking": THINK in sample.text,
                     "flags": list(grade.flags),
                     **({"unsafe": task.item["unsafe"]} if "unsafe" in task.item else {}),
+                    **({"forced": sum(item.forced)} if measured else {}),
                 }
             )
         if advance is not None:

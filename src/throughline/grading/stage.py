@@ -1,7 +1,8 @@
 """The two grading stages: `graders` audits definitions, `evaluate` asks a checkpoint and reports with intervals.
 
 `graders` takes {"tasks"} and writes graders.json and audit.json. `evaluate` takes {"checkpoint", "tasks", "graders"}
-and, for bits per byte, "data"; it writes items.jsonl and summary.json. Not covered: multi-turn tasks with tools, which
+and, for bits per byte, "data"; it writes items.jsonl and summary.json, and with `thinking_budgets` curve.json, accuracy
+against tokens. Not covered: multi-turn tasks with tools, which
 the agents room evaluates.
 """
 
@@ -15,6 +16,7 @@ from throughline.base.errors import UserError
 from throughline.base.files import write_json, write_jsonl, write_text
 from throughline.grading.audit import audit, audit_digest, require_passed
 from throughline.grading.config import EvaluateConfig, GradersConfig
+from throughline.grading.curve import budget_curve
 from throughline.grading.evaluate import Row, answer_tasks, summarize
 from throughline.grading.graders import GraderSet
 from throughline.grading.tasks import load_tasks
@@ -74,6 +76,11 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Artifact], ctx: Contex
                 "tokens_per_second": tokens / seconds,
             }
             rows += found
+        if config.thinking_budgets:
+            asked = [task for task in tasks if task.family in config.curve_families]
+            budgets = [*sorted(set(config.thinking_budgets)), None]
+            curve = budget_curve(engine, asked, grader_set, budgets, config, ctx.seed, checkpoint.stage)
+            write_json(ctx.out / "curve.json", {"curve": curve})
     evaluations = summarize(checkpoint.stage, rows, config.modes, ctx.seed)
     if "data" in inputs and config.heldout_documents:
         bits, scored = bits_rows(engine.model, inputs["data"], checkpoint.stage, config, ctx)
