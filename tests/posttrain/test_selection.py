@@ -17,18 +17,17 @@ def output(text, score=1.0, finish="stop", tokens=None, **more):
     return {"text": text, "score": score, "finish": finish, "tokens": tokens or len(text.split()) + 1, **more}
 
 
-def group(task, *outputs, prompt=None, prompt_tokens=4):
+def group(task, *outputs, prompt=None):
     return {
         "task": task,
         "family": "prompts",
         "messages": [{"role": "user", "content": prompt or f"question {task}"}],
-        "prompt_tokens": prompt_tokens,
         "outputs": list(outputs),
     }
 
 
-def chosen(groups, heldout=None, **changes):
-    found = select(groups, RejectConfig(bucket_share=1.0, **changes), heldout, np.random.default_rng(0))
+def chosen(groups, heldout=None, room=None, **changes):
+    found = select(groups, RejectConfig(bucket_share=1.0, **changes), heldout, np.random.default_rng(0), room)
     assert sum(found.rejected.values()) + len(found.rows) == sum(len(item["outputs"]) for item in groups)
     rejected = {why: count for why, count in found.rejected.items() if count}
     return [row["messages"][-1]["content"] for row in found.rows], rejected
@@ -45,7 +44,9 @@ def test_the_rules_one_by_one():
     )
     assert chosen(groups, per_prompt=2)[0] == ["good", "short", "a longer one here"]
     assert chosen(groups, max_tokens=1)[1]["too long"] == 4
-    assert chosen([group("a", output("good"), prompt_tokens=20)], sequence_length=20)[1] == {"too long": 1}
+    assert chosen([group("a", output("good", length=21))], sequence_length=20)[1] == {"too long": 1}
+    assert chosen([group("a", output("good", length=21))], room=20)[1] == {"too long": 1}
+    assert chosen([group("a", output("good", length=20))], room=20)[0] == ["good"]
 
 
 def test_the_best_of_n_by_grader_or_reward_model():
@@ -91,7 +92,7 @@ def test_answers_that_hold_held_out_text_go():
 
 outputs_strategy = st.builds(
     output,
-    text=st.lists(st.sampled_from("one two three four".split()), min_size=1, max_size=6).map(" ".join),
+    text=st.lists(st.sampled_from(["one", "two", "three", "four"]), min_size=1, max_size=6).map(" ".join),
     score=st.sampled_from([None, 0.0, 0.5, 1.0]),
     finish=st.sampled_from(["stop", "stop", "length"]),
     tokens=st.integers(1, 12),

@@ -18,13 +18,13 @@ from typing import Any
 from throughline.base.errors import UserError
 from throughline.base.files import read_json, write_json, write_jsonl
 from throughline.commands.config import GRADER, ProbeConfig
-from throughline.commands.lengths import position_limit
 from throughline.grading.audit import audit, failed_probes, good_text
 from throughline.grading.grade import Grade, Sample
 from throughline.grading.graders import GraderSet, check_definition
 from throughline.grading.tasks import Task, load_tasks
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
+from throughline.training.finetune import position_limit
 
 READY = ("gsm8k",)
 """Graders that come with the project, by name."""

@@ -12,17 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from throughline.base.errors import UserError
-from throughline.base.files import read_json
 from throughline.commands.config import TuneConfig
 from throughline.training.batch import Example
+from throughline.training.finetune import position_limit
 
 Row = dict[str, Any]
-
-
-def position_limit(model: Path) -> int | None:
-    """The longest sequence that the model's config allows; None when it does not say."""
-    limit = read_json(model / "config.json").get("max_position_embeddings")
-    return int(limit) if limit else None
 
 
 def room(model: Path, config: TuneConfig) -> int:

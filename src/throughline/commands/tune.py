@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 from throughline.base.files import read_jsonl, write_json
 from throughline.commands.config import FineTuneConfig
-from throughline.commands.lengths import fit, position_limit, room, steps_of
+from throughline.commands.lengths import fit, room, steps_of
 from throughline.model.checkpoint import load_tokenizer
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
 from throughline.training.conversations import conversation_example
-from throughline.training.finetune import fine_tune
+from throughline.training.finetune import fine_tune, position_limit
 
 
 def sft(config: FineTuneConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:

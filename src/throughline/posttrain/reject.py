@@ -32,7 +32,7 @@ from throughline.rl.sampler import answer_text, seed_of
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
 from throughline.training.conversations import conversation_example
-from throughline.training.finetune import fine_tune
+from throughline.training.finetune import fine_tune, position_limit
 
 CHUNK = 64
 """Prompts sampled between two saves."""
@@ -54,7 +54,8 @@ def reject(config: RejectConfig, inputs: Mapping[str, Artifact], ctx: Context) -
     groups = sample_groups([clean[number] for number in order], config, inputs, ctx)
     if "reward_model" in inputs:
         rank(groups, inputs["reward_model"].path, config, ctx)
-    found = select(groups, config, heldout, ctx.rng("select"))
+    start = inputs.get("start", inputs["policy"]).path
+    found = select(groups, config, heldout, ctx.rng("select"), position_limit(start))
     facts = describe(found, groups, config, len(tasks) - len(clean))
     if len(found.rows) < config.minimum:
         reasons = ", ".join(f"{count} {reason}" for reason, count in found.rejected.items() if count)
@@ -67,12 +68,11 @@ def reject(config: RejectConfig, inputs: Mapping[str, Artifact], ctx: Context) -
     write_jsonl(ctx.out / "accepted.jsonl", found.rows)
     write_json(ctx.out / "accepted.json", facts)
     write_text(ctx.out / "README.md", card(facts))
-    start = inputs.get("start", inputs["policy"]).path
     tokenizer = load_tokenizer(start)
     examples = [
         conversation_example(tokenizer, row["messages"], row["given"], "assistant", row["task"]) for row in found.rows
     ]
-    # A template may add a few tokens to what was sampled.
+    # The start's tokenizer may be another than the policy's.
     length = max(config.sequence_length, *(len(example.tokens) for example in examples))
     steps = config.steps or max(1, math.ceil(config.epochs * len(examples) / config.examples_per_step))
     last, _ = fine_tune(
@@ -120,7 +120,7 @@ def _sample_chunk(
     ]
     grades = iter(zip(samples, graders.grade(samples), strict=True))
     rows = []
-    for task, prompt, group in zip(tasks, prompts, sampled, strict=True):
+    for task, group in zip(tasks, sampled, strict=True):
         outputs = [
             {
                 "text": sample.text,
@@ -128,6 +128,8 @@ def _sample_chunk(
                 "finish": sample.finish,
                 "tokens": len(completion.token_ids),
                 "flags": list(grade.flags),
+                # Written as text and read again, an answer may take more tokens than were sampled.
+                **({"length": _length(engine, task, sample)} if grade.score else {}),
             }
             for completion, (sample, grade) in zip(group, grades, strict=False)
         ]
@@ -136,11 +138,15 @@ def _sample_chunk(
                 "task": task.id,
                 "family": task.family,
                 "messages": list(task.messages),
-                "prompt_tokens": len(prompt),
                 "outputs": outputs,
             }
         )
     return rows
+
+
+def _length(engine: TorchEngine, task: Task, sample: Sample) -> int:
+    """Tokens of the whole conversation as training reads it."""
+    return len(engine.tokenizer.render([*task.messages, {"role": "assistant", "content": sample.text}]))
 
 
 def rank(groups: Sequence[dict[str, Any]], model: Path, config: RejectConfig, ctx: Context) -> None:

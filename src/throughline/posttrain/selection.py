@@ -2,9 +2,10 @@
 
     selection = select(groups, config, heldout, rng)       # Selection(rows, rejected, pass_rates)
 
-A group is {"task", "family", "messages", "prompt_tokens", "outputs": [{"text", "score", "finish", "tokens"}]}, as one
-line of samples.jsonl; an output may carry a "rank" by a reward model. Every answer is kept or counted under one reason.
-Not covered: sampling and grading (see `reject`), the selection of the line's own stage (see `rft`).
+A group is {"task", "family", "messages", "outputs": [{"text", "score", "finish", "tokens"}]}, as one line of
+samples.jsonl; an output may carry the "length" of its whole conversation in tokens and a "rank" by a reward model.
+Every answer is kept or counted under one reason. Not covered: sampling and grading (see `reject`), the selection of the
+line's own stage (see `rft`).
 """
 
 from __future__ import annotations
@@ -64,14 +65,15 @@ def select(
     config: RejectConfig,
     heldout: HeldoutText | None,
     rng: np.random.Generator,
+    room: int | None = None,
 ) -> Selection:
-    """Apply every rule; the result depends on the groups, the settings and `rng` alone."""
+    """Apply every rule; the result depends on the arguments alone. `room` is what the model takes, in tokens."""
     rejected: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
     rows: list[dict[str, Any]] = []
     seen: set[tuple[str, ...]] = set()
     rates = [pass_rate(group, config) for group in groups]
     for group, rate in zip(groups, rates, strict=True):
-        chosen = _of_group(group, rate, config, heldout, rejected)
+        chosen = _of_group(group, rate, config, heldout, rejected, room)
         prompt = [message["content"] for message in group["messages"]]
         for output in chosen:
             key = (*prompt, " ".join(words_of(output["text"])) or output["text"])
@@ -102,9 +104,11 @@ def _of_group(
     config: RejectConfig,
     heldout: HeldoutText | None,
     rejected: Counter[str],
+    room: int | None,
 ) -> list[Mapping[str, Any]]:
     """The answers kept of one prompt, best first; counts the others."""
     longest = config.max_tokens or config.max_new_tokens
+    limit = min(config.sequence_length, room or config.sequence_length)
     candidates: list[Mapping[str, Any]] = []
     for output in group["outputs"]:
         if output["score"] is None:
@@ -113,7 +117,7 @@ def _of_group(
             rejected["cut off"] += 1
         elif output["score"] < config.threshold:
             rejected["wrong"] += 1
-        elif output["tokens"] > longest or group.get("prompt_tokens", 0) + output["tokens"] > config.sequence_length:
+        elif output["tokens"] > longest or output.get("length", 0) > limit:
             rejected["too long"] += 1
         elif heldout is not None and heldout.holds(output["text"]):
             rejected["held-out text"] += 1

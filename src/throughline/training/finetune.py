@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from throughline.base.files import read_json
 from throughline.model.checkpoint import load_model, save_checkpoint
 from throughline.model.language_model import LanguageModel
 from throughline.store.context import Context
@@ -40,6 +41,12 @@ class FineTuning(Protocol):
     def schedule(self) -> ScheduleConfig: ...
     @property
     def runtime(self) -> TrainRuntime: ...
+
+
+def position_limit(model: Path) -> int | None:
+    """The longest sequence that a checkpoint's config allows, in tokens; None when it does not say."""
+    limit = read_json(model / "config.json").get("max_position_embeddings")
+    return int(limit) if limit else None
 
 
 def fine_tune(
