@@ -22,7 +22,7 @@ from torch import Tensor
 
 from throughline.base.errors import UserError
 from throughline.model.checkpoint import load_model, load_tokenizer
-from throughline.model.decoder import Decoder, KeyValueCache
+from throughline.model.language_model import LanguageModel
 from throughline.model.tokenizer import END, Tokenizer
 
 
@@ -84,9 +84,9 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """The built-in engine over our decoder."""
+    """The built-in engine, over any `LanguageModel`."""
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, batch_size: int = 256, version: int = 0) -> None:
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, batch_size: int = 256, version: int = 0) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -163,14 +163,14 @@ class TorchEngine:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (tokens, log-probs, row numbers) of the rows still running, one position at a time."""
         model, n = self.model, sampling.n
-        device = model.embedding.weight.device
+        device = model.device
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         longest = int(lengths.max())
         room = min(sampling.max_new_tokens, model.config.max_position_embeddings - longest)
         padded = torch.zeros(len(prompts), longest, dtype=torch.long)
         for row, prompt in enumerate(prompts):
             padded[row, : len(prompt)] = torch.tensor(list(prompt))
-        cache = KeyValueCache(model.config, len(prompts), longest, device, model.embedding.weight.dtype)
+        cache = model.new_cache(len(prompts), longest)
         positions = torch.arange(longest).expand(len(prompts), longest)
         # Padding sits on the right, where causality already hides it from every real position.
         causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()[None, None]
