@@ -1,0 +1,269 @@
+"""The commands end to end: a stock checkpoint, GSM8K, a few steps; again, changed, killed, and wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.commands.support import stock_checkpoint, write_rows
+from throughline import cli
+from throughline.base.errors import UserError
+from throughline.base.files import read_json, read_jsonl
+from throughline.commands.run import Request, parse_columns, run_command
+from throughline.store.lease import Lease
+from throughline.store.store import Store
+
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
+HH = GSM8K.parents[1] / "hh-rlhf" / "harmless-base-test.jsonl.gz"
+needs_gsm8k = pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not here")
+SFT = ("steps=3", "examples_per_step=4", "overlong=drop", "runtime.save_every=1", "data.limit=30")
+VOWEL = """
+def grade(sample, item):
+    return float(sum(letter in "aeiou" for letter in sample["output_text"]) > 5)
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return stock_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    """A run sets the threads and the determinism of its process."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """The shortest questions of GSM8K, so that tiny positions suffice."""
+    if not GSM8K.exists():
+        pytest.skip("GSM8K is not here")
+    rows = sorted(read_jsonl(GSM8K)[:300], key=lambda row: len(row["question"]))[:24]
+    return write_rows(tmp_path_factory.mktemp("data") / "gsm8k.jsonl", rows)
+
+
+def tune(command, model, data, out, *overrides, **options):
+    said = []
+    request = Request(command, model, data, out, overrides=overrides, threads=1, **options)
+    return run_command(request, say=said.append), said
+
+
+def loads(path):
+    """The result loads with `transformers`, and with its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = AutoModelForCausalLM.from_pretrained(path)
+    ids = AutoTokenizer.from_pretrained(path).apply_chat_template([{"role": "user", "content": "2+2?"}])
+    return loaded, ids
+
+
+def ran(result):
+    return {stage["name"]: stage["ran"] for stage in result["stages"]}
+
+
+@needs_gsm8k
+def test_sft_runs_once_says_why_it_runs_again_and_loads(model, tmp_path):
+    first, said = tune("sft", model, GSM8K, tmp_path, *SFT, columns="prompt=question,completion=answer")
+    assert ran(first) == {"data": True, "sft": True} and said[0] == "[2] data: never ran before"
+    assert loads(tmp_path / "model")[1]
+    assert [row["step"] for row in read_jsonl(tmp_path / "model/log/metrics.jsonl")] == [0, 1, 2]
+    assert (
+        read_json(tmp_path / "model/training.json")["rows"] + read_json(tmp_path / "model/training.json")["too long"]
+        == 30
+    )
+    (data,) = Store(tmp_path).artifacts("data")
+    assert "| rows used | 30 |" in (data / "README.md").read_text()
+
+    again, said = tune("sft", model, GSM8K, tmp_path, *SFT, columns="prompt=question,completion=answer")
+    assert ran(again) == {"data": False, "sft": False} and again["artifact"] == first["artifact"]
+    assert said == [f"Nothing to do: everything is there already. Model: {tmp_path / 'model'}"]
+
+    changed = [word.replace("steps=3", "steps=2") for word in SFT]
+    third, said = tune("sft", model, GSM8K, tmp_path, *changed, columns="prompt=question,completion=answer")
+    assert ran(third) == {"data": False, "sft": True} and said[0] == "[5] sft: sft.steps changed from 3 to 2"
+    assert (tmp_path / "model").resolve() == tmp_path / third["artifact"] != tmp_path / first["artifact"]
+    # A result is a model for the next command, by its --out.
+    fourth, _ = tune("sft", tmp_path, GSM8K, tmp_path / "more", *SFT, columns="prompt=question,completion=answer")
+    assert ran(fourth)["sft"]
+
+
+@needs_gsm8k
+def test_grpo_audits_tries_out_runs_and_explains_itself(model, questions, tmp_path, capsys):
+    settings = ("steps=2", "max_new_tokens=24", "prompts_per_step=2", "group_size=4")
+    done, _ = tune("grpo", model, questions, tmp_path, *settings, columns="prompt=question", grader="gsm8k")
+    assert ran(done) == {"data": True, "grader": True, "grpo": True}
+    assert "answers tried" in capsys.readouterr().err
+    audit = read_json(Store(tmp_path).artifacts("grader")[0] / "audit.json")
+    assert audit["grader"]["passed"] and "forced" not in audit["grader"]
+    reasons = (tmp_path / "model/log/why.txt").read_text().splitlines()
+    assert len(reasons) == 2 and "nothing to learn" in reasons[0]
+    assert len(read_jsonl(tmp_path / "model/rollouts.jsonl")) == 4
+    loads(tmp_path / "model")
+    again, said = tune("grpo", model, questions, tmp_path, *settings, columns="prompt=question", grader="gsm8k")
+    assert not any(ran(again).values())
+
+
+@needs_gsm8k
+def test_a_grader_that_pays_for_junk_is_refused_unless_forced(model, questions, tmp_path, capsys):
+    grader = tmp_path / "vowels.py"
+    grader.write_text(VOWEL)
+    settings = ("steps=1", "max_new_tokens=60", "prompts_per_step=2", "group_size=4", "probe=1")
+    options = {"columns": "prompt=question", "grader": str(grader)}
+    with pytest.raises(UserError, match=r"unknown key grpo\.probe"):
+        tune("grpo", model, questions, tmp_path / "out", *settings, **options)
+    settings = settings[:-1]
+    with pytest.raises(UserError, match=r"fails its audit.*copied_prompt pays.*--force-grader"):
+        tune("grpo", model, questions, tmp_path / "out", *settings, **options)
+    assert not (tmp_path / "out/store/grpo").exists()
+    done, _ = tune("grpo", model, questions, tmp_path / "out", *settings, force_grader=True, **options)
+    assert ran(done)["grpo"] and "Going on, as --force-grader says" in capsys.readouterr().err
+    audit = read_json(Store(tmp_path / "out").artifacts("grader")[0] / "audit.json")["grader"]
+    assert audit["forced"] and not audit["passed"]
+
+
+@needs_gsm8k
+def test_a_grader_that_always_fails_is_refused_before_training(model, questions, tmp_path):
+    grader = tmp_path / "broken.py"
+    grader.write_text("def grade(sample, item):\n    return item['no_such_column']\n")
+    with pytest.raises(UserError, match=r"The grader failed on every one of .* reference answers.*no_such_column"):
+        tune("grpo", model, questions, tmp_path / "out", columns="prompt=question", grader=str(grader))
+    assert not (tmp_path / "out/store/grader").exists()
+
+
+@needs_gsm8k
+def test_reject_iterates_and_keeps_held_out_questions_away(model, questions, tmp_path):
+    grader = tmp_path / "vowels.py"
+    grader.write_text(VOWEL)
+    held = write_rows(tmp_path / "held.jsonl", read_jsonl(questions)[:6])
+    settings = ("steps=1", "samples=4", "max_new_tokens=100", "minimum=2", "similarity=1.0")
+    options = {"columns": "prompt=question", "grader": str(grader), "force_grader": True, "heldout": held}
+    done, _ = tune("reject", model, questions, tmp_path / "out", *settings, rounds=2, **options)
+    assert list(ran(done)) == ["data", "grader", "heldout", "reject_1", "reject_2"]
+    facts = read_json(tmp_path / "out/model/accepted.json")
+    assert facts["prompts"] == 18 and facts["prompts_held_out"] == 6
+    loads(tmp_path / "out/model")
+    # A third round needs nothing but itself.
+    more, _ = tune("reject", model, questions, tmp_path / "out", *settings, rounds=3, **options)
+    assert [name for name, did in ran(more).items() if did] == ["reject_3"]
+
+
+COMMAND = """
+import sys
+from throughline.cli import main
+import throughline.training.sources as sources
+import time
+walk = sources.FamilySource.next
+def slowly(self, step):
+    time.sleep(0.15)
+    return walk(self, step)
+sources.FamilySource.next = slowly
+sys.argv = ["throughline", *sys.argv[1:]]
+main()
+"""
+
+
+@needs_gsm8k
+def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(model, tmp_path):
+    words = [
+        "sft",
+        "--model",
+        model,
+        "--data",
+        GSM8K,
+        "--columns",
+        "prompt=question,completion=answer",
+        "--threads",
+        "1",
+    ]
+    for setting in ("steps=12", *SFT[1:]):
+        words += ["--set", setting]
+
+    def start(out):
+        command = [sys.executable, "-c", COMMAND, *map(str, words), "--out", str(out)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    undisturbed, killed = start(tmp_path / "a"), start(tmp_path / "b")
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "b").glob("work/sft-*/state/*")):
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.3)
+    # A second process on the same directory is turned away while the first one lives.
+    with pytest.raises(UserError, match=r"in use by process \d+ .*--out"), Lease(tmp_path / "b"):
+        pass
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    resumed = start(tmp_path / "b")
+    out, err = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, err
+    assert "[5] sft: an earlier attempt did not finish" in err
+    _, err = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, err
+    digests = [Store(tmp_path / name).artifacts("sft")[0].digest for name in "ab"]
+    assert digests[0] == digests[1]
+    assert [row["step"] for row in read_jsonl(tmp_path / "b/model/log/metrics.jsonl")] == list(range(12))
+
+
+def test_mistakes_are_told_before_anything_is_computed(model, tmp_path, monkeypatch, capsys):
+    rows = [{"question": f"{n}+1?", "answer": str(n + 1)} for n in range(4)]
+    data = write_rows(tmp_path / "mine.jsonl", rows)
+    good = Request("sft", model, data, tmp_path / "out", columns="prompt=question,completion=answer", threads=1)
+
+    def refused(match, request):
+        with pytest.raises(UserError, match=match) as caught:
+            run_command(request)
+        assert "Fix: " in str(caught.value) and "\n" not in str(caught.value)
+
+    refused(r"columns question, answer, .*--columns prompt=question,completion=answer", replace(good, columns=""))
+    refused(r"There is no model directory qwen/none.*download", replace(good, model=Path("qwen/none")))
+    refused(r"There is no file .*none\.jsonl", replace(good, data=tmp_path / "none.jsonl"))
+    refused(r"unknown key sft\.stpes.*did you mean 'steps'", replace(good, overrides=["stpes=3"]))
+    refused(r"unknown key data\.limt", replace(good, overrides=["data.limt=3"]))
+    refused(r"takes no grader", replace(good, grader="gsm8k"))
+    refused(r"4 of 4 rows are longer than the 16 tokens that sequence_length allows.*sequence_length=\d+",
+            replace(good, overrides=["sequence_length=16"]))  # fmt: skip
+    refused(r"--columns question: not of the form", replace(good, columns="question"))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    refused(r"has no config\.json", replace(good, model=bare))
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((model / name).read_bytes())
+    refused(r"has no tokenizer", replace(good, model=bare))
+    (bare / "model.safetensors").unlink()
+    refused(r"has no weights", replace(good, model=bare))
+    empty = write_rows(tmp_path / "empty.jsonl", [*rows, {"question": "2?", "answer": " "}])
+    refused(r"empty\.jsonl: 1 of 5 rows have an empty completion \(row 5\)", replace(good, data=empty))
+    assert not list((tmp_path / "out").glob("store/sft*"))
+    monkeypatch.setattr(sys, "argv", ["throughline", "sft", "--model", str(bare), "--data", str(data), "--out", "x"])
+    with pytest.raises(SystemExit) as ending:
+        cli.main()
+    assert ending.value.code == 2
+    assert capsys.readouterr().err.startswith("throughline: ")
+
+
+def test_the_command_prints_json(model, tmp_path, monkeypatch, capsys):
+    data = write_rows(tmp_path / "mine.jsonl", [{"prompt": f"{n}+1?", "completion": str(n + 1)} for n in range(4)])
+    words = ["sft", "--model", model, "--data", data, "--out", tmp_path / "out", "--set", "steps=1", "--json"]
+    monkeypatch.setattr(sys, "argv", ["throughline", *map(str, words), "--threads", "1"])
+    monkeypatch.setattr("throughline.line.stop_on_signals", lambda: None)
+    with pytest.raises(SystemExit) as ending:
+        cli.main()
+    assert not ending.value.code
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == str(tmp_path / "out/model") and result["metrics"]["rows"] == 4
+
+
+def test_columns_are_read_as_written():
+    assert parse_columns(" prompt=question , completion=a=b") == {"prompt": "question", "completion": "a=b"}
+    assert parse_columns("") == {}
