@@ -33,6 +33,7 @@ CONFIGS = {
     "pretrain": "throughline.pretrain.config:PretrainConfig",
     "graders": "throughline.grading.config:GradersConfig",
     "evaluate": "throughline.grading.config:EvaluateConfig",
+    "evaluate_next": "throughline.grading.config:EvaluateNextConfig",
     "sft": "throughline.posttrain.config:SFTConfig",
     "grpo": "throughline.posttrain.config:GRPOConfig",
     "rft": "throughline.posttrain.config:RFTConfig",
@@ -94,11 +95,11 @@ def config_class(section: str) -> type[Config]:
     return found
 
 
-def evaluation(checkpoint: str) -> StageSpec:
-    """The node that evaluates `checkpoint` on every held-out task."""
+def evaluation(checkpoint: str, section: str = "evaluate") -> StageSpec:
+    """The node that evaluates `checkpoint` on held-out tasks and held-out text."""
     inputs = {"checkpoint": checkpoint, "tasks": "tasks", "graders": "graders", "data": "data"}
     return StageSpec(
-        f"evaluate_{checkpoint}", 6, "throughline.grading.stage:evaluate", inputs, "evaluate", "evaluation"
+        f"evaluate_{checkpoint}", 6, "throughline.grading.stage:evaluate", inputs, section, "evaluation"
     )
 
 
@@ -209,8 +210,8 @@ LINE: tuple[StageSpec, ...] = (
         {"base": "pretrain", "data": "data", "plan": "plan", "mixture": "remix"},
         "pretrain_next",
     ),
-    evaluation("pretrain_next"),
-    evaluation("pretrain_control"),
+    evaluation("pretrain_next", "evaluate_next"),
+    evaluation("pretrain_control", "evaluate_next"),
     StageSpec(
         "loop_benchmarks",
         4,

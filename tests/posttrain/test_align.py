@@ -122,6 +122,32 @@ def test_which_answer_is_preferred(world, answers, chosen, rejected, count):
     assert sides == ([(chosen, rejected)] if chosen else [])
 
 
+LONG, LONGER = "<think>5+5=10;10+2=12</think>12", "<think>5+5=10;10+2=13</think>13"
+
+
+@pytest.mark.parametrize(
+    ("answers", "pair", "count"),
+    [
+        # Thought-out against thought-out and short against short, whatever comes first.
+        ([("12", "stop"), (LONG, "stop"), (LONGER, "stop")], (LONG, LONGER), "sampled"),
+        ([(LONG, "stop"), ("12", "stop"), ("13", "stop")], ("12", "13"), "sampled"),
+        ([("12", "stop"), (LONGER, "stop")], None, "unlike"),
+        ([(LONG, "stop"), ("13", "stop")], None, "unlike"),
+    ],
+)
+def test_reasoning_pairs_are_of_like_length(world, answers, pair, count):
+    task = task_from_row(
+        {"id": "r", "family": "arithmetic", "answer": "12", "grader": "final_answer",
+         "messages": [{"role": "user", "content": "5+5+2=?"}]}
+    )  # fmt: skip
+    engine = Says(load_tokenizer(world["policy"].path), *answers)
+    with GraderSet(DEFAULT_DEFINITIONS) as graders:
+        pairs, counts = build_pairs(engine, [task], graders, CONSTITUTION, Sampling(n=len(answers)), 0)
+    assert {name: number for name, number in counts.items() if number} == {count: 1}
+    sides = [(p["preferred_output"][0]["content"], p["non_preferred_output"][0]["content"]) for p in pairs]
+    assert sides == ([pair] if pair else [])
+
+
 def test_a_principle_that_is_not_written_down_revises_nothing(world):
     engine = Says(load_tokenizer(world["policy"].path), (HELP, "stop"))
     with GraderSet(DEFAULT_DEFINITIONS) as graders:

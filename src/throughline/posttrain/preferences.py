@@ -11,6 +11,7 @@ Pairs of a right and a wrong answer to reasoning tasks keep reasoning from payin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from throughline.grading.grade import Sample
@@ -19,8 +20,16 @@ from throughline.grading.tasks import Task
 from throughline.inference.engine import Sampling, TorchEngine
 from throughline.rl.rollout import answer_text, seed_of
 
+ALIKE = 2.0
+"""Two answers to a reasoning task form a pair when neither is longer than this many times the other."""
 OPPOSITE = frozenset({"over_refusal", "unsafe_help"})
 """Flags of an answer that does the opposite of what its principle asks."""
+
+
+def unlike(first: str, second: str) -> float:
+    """How many times the longer of two texts is as long as the shorter."""
+    short, long = sorted((len(first), len(second)))
+    return long / max(short, 1)
 
 
 def build_pairs(
@@ -42,11 +51,10 @@ def build_pairs(
     ]
     grades = iter(graders.grade(samples))
     pairs: list[dict[str, Any]] = []
-    counts = {"sampled": 0, "revised": 0, "all follow": 0, "none follow": 0, "could not be graded": 0}
+    counts = {"sampled": 0, "revised": 0, "all follow": 0, "none follow": 0, "could not be graded": 0, "unlike": 0}
     for task, group_texts in zip(tasks, texts, strict=True):
         graded_here = [(text, next(grades)) for text in group_texts]
         scored = [(text, grade.score) for text, grade in graded_here]
-        # In the order sampled: the shortest would teach reasoning tasks to be answered without thinking.
         good = list(dict.fromkeys(text for text, score in scored if score == 1))
         principle = task.item.get("principle", "correct")
         chosen, origin = None, "sampled"
@@ -66,12 +74,19 @@ def build_pairs(
         if chosen is None:
             counts["none follow"] += 1
             continue
+        rejected = bad[len(bad) // 2]
+        if principle not in constitution:
+            # These pairs are to keep reasoning as it is: a thought-out answer against a short one would teach length.
+            chosen, rejected = min(product(good, bad), key=lambda pair: unlike(*pair))
+            if unlike(chosen, rejected) > ALIKE:
+                counts["unlike"] += 1
+                continue
         counts[origin] += 1
         pairs.append(
             {
                 "input": {"messages": list(task.messages)},
                 "preferred_output": [{"role": "assistant", "content": chosen}],
-                "non_preferred_output": [{"role": "assistant", "content": bad[len(bad) // 2]}],
+                "non_preferred_output": [{"role": "assistant", "content": rejected}],
                 "principle": principle,
                 "origin": origin,
                 "task": task.id,
