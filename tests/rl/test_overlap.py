@@ -212,6 +212,7 @@ def test_what_a_rollout_raises_reaches_the_trainer(tokenizer, graders):
         raise UserError("The grader is gone", "start it")
 
     pipeline.take(0, 0)
+    pipeline.state_dict()  # Waits for what is under way.
     pipeline._drawer.sampler.sample = broken
     pipeline.take(1, 1)
     with pytest.raises(UserError, match="The grader is gone"):
@@ -244,7 +245,7 @@ def test_a_rollout_process_that_dies_is_reported_and_one_whose_parent_dies_ends(
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
     )
     child = int(parent.stdout.readline())
     parent.kill()

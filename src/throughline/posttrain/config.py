@@ -10,6 +10,7 @@ from throughline.base.config import Config
 from throughline.grading.reward import RewardConfig
 from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.guards import RolloutGuardConfig
+from throughline.rl.ppo_config import PPOConfig
 from throughline.rl.rollout_config import RolloutConfig
 from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainRuntime
 
@@ -52,6 +53,10 @@ class SFTConfig(Config):
 class GRPOConfig(PolicyGradientConfig):
     """Reasoning RL on verifiable rewards."""
 
+    algorithm: Literal["grpo", "ppo"] = "grpo"
+    """What an answer is compared with: its siblings, or what a value network of the policy's size expected (PPO)."""
+    ppo: PPOConfig = PPOConfig()
+    """Settings of the value network; unused with `grpo`."""
     steps: int = Field(default=80, ge=1)
     """Optimizer steps; each samples, grades and learns once."""
     shares: dict[str, float] = REASONING
@@ -68,6 +73,15 @@ class GRPOConfig(PolicyGradientConfig):
     """How the learning rate moves."""
     runtime: TrainRuntime = TrainRuntime(save_every=10)
     """Checkpointing."""
+
+    @model_validator(mode="after")
+    def _one_baseline(self) -> GRPOConfig:
+        if self.algorithm == "ppo" and (self.dynamic_sampling or self.baseline != "mean"):
+            raise ValueError(
+                "with algorithm ppo the value network is the baseline, and groups without a difference teach, too: "
+                "leave dynamic_sampling and baseline as they are"
+            )
+        return self
 
 
 class RFTConfig(Config):

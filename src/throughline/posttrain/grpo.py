@@ -1,8 +1,9 @@
-"""Reasoning RL: GRPO on verifiable rewards.
+"""Reasoning RL on verifiable rewards: GRPO, or PPO with a value network.
 
 Refuses to start with a grader whose audit shows that it pays for answers that solve nothing. Every group sampled goes
 to `rollouts.jsonl`, which samples each step was trained on to `log/trained.jsonl`, and a line per step on what could be
-learnt from them to `log/why.txt` and the progress bar. Not covered: multi-turn environments.
+learnt from them to `log/why.txt` and the progress bar. PPO's value network is saved in `value/`. Not covered:
+multi-turn environments.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from throughline.base.errors import UserError
 from throughline.base.files import read_json, write_jsonl
@@ -19,17 +21,21 @@ from throughline.grading.graders import GraderSet
 from throughline.grading.tasks import Task, load_tasks
 from throughline.inference.engine import TorchEngine
 from throughline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
+from throughline.model.heads import ScoreModel
 from throughline.posttrain.config import GRPOConfig
 from throughline.rl.guards import rollout_guards
 from throughline.rl.objective import GRPO
 from throughline.rl.overlap import ProcessDrawer
+from throughline.rl.ppo import PPO, ActorCritic, PPORolloutSource
 from throughline.rl.rollout import RolloutSource, gather_records, gather_trained
 from throughline.rl.sampler import Sampler
 from throughline.store.artifact import Artifact
 from throughline.store.context import Context
 from throughline.training.config import OptimizerConfig, TrainConfig
 from throughline.training.conversations import families_of
+from throughline.training.guards import Guard
 from throughline.training.loop import train
+from throughline.training.objectives import Objective
 
 
 def refuse_bad_graders(graders: Artifact, names: set[str]) -> None:
@@ -52,45 +58,54 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
     wanted = [name for name, share in config.shares.items() if share > 0]
     tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=wanted)
     refuse_bad_graders(inputs["graders"], {task.grader for task in tasks} | set(config.reward.graders))
+    if config.algorithm == "ppo":
+        # The value network tells answers apart where their siblings do not.
+        config = config.model_copy(update={"drop_zero_signal": False})
     start = inputs["policy"].path
-    model = load_model(start, ctx.device)
-    tokenizer = load_tokenizer(start)
-    engine = TorchEngine(model, tokenizer)
+    policy = load_model(start, ctx.device)
+    engine = TorchEngine(policy, load_tokenizer(start))
     families = families_of(tasks, config.shares)
+    definitions = inputs["graders"] / "graders.json"
     seed, record = ctx.seed_for("rollouts"), ctx.state / "rollouts"
-    reference = load_model(start, ctx.device).eval() if getattr(config, "kl_coefficient", 0) else None
+    settings = TrainConfig(
+        optimizer=OptimizerConfig(learning_rate=config.learning_rate, weight_decay=0.0),
+        schedule=config.schedule,
+        runtime=config.runtime,
+    )
     drawer: ProcessDrawer | None = None
     if config.rollout.runtime.background == "process":
-        plan = SamplerPlan(start, ctx.device, families, config, inputs["graders"] / "graders.json", seed)
+        plan = SamplerPlan(start, ctx.device, families, config, definitions, seed)
         drawer = ProcessDrawer(plan.make, config.rollout.runtime.threads)
-    with (
-        GraderSet.from_json(inputs["graders"] / "graders.json") as graders,
-        RolloutSource(
-            engine,
-            families,
-            config.shares,
-            graders,
-            config.reward,
-            config,
-            seed,
-            record,
-            rollout=config.rollout,
-            reference=reference,
-            drawer=drawer,
-        ) as source,
-    ):
-        settings = TrainConfig(
-            optimizer=OptimizerConfig(learning_rate=config.learning_rate, weight_decay=0.0),
-            schedule=config.schedule,
-            runtime=config.runtime,
-        )
-        objective = GRPO(config.clip_low, config.clip_high, config.temperature)
-        guards = [*rollout_guards(config.guards), source.listener]
-        last = train(model, objective, source, config.steps, settings, ctx, "reasoning RL", guards)
-        rollouts, steps = source.taken, source.steps
-    save_checkpoint(model, start, ctx.out)
-    write_jsonl(ctx.out / "rollouts.jsonl", gather_records(record, rollouts))
-    write_jsonl(ctx.out / "log" / "trained.jsonl", gather_trained(record, steps))
+    with GraderSet.from_json(definitions) as graders:
+        rollouts: dict[str, Any] = {
+            "engine": engine,
+            "tasks_by_family": families,
+            "shares": config.shares,
+            "graders": graders,
+            "reward": config.reward,
+            "config": config,
+            "seed": seed,
+            "record": record,
+            "rollout": config.rollout,
+            "reference": load_model(start, ctx.device).eval() if config.kl_coefficient else None,
+            "drawer": drawer,
+        }
+        objective: Objective = GRPO(config.clip_low, config.clip_high, config.temperature)
+        if config.algorithm == "ppo":
+            critic = ActorCritic(policy, ScoreModel(load_model(start, ctx.device)))
+            trained: Any = critic
+            source: RolloutSource = PPORolloutSource(critic, config.ppo, **rollouts)
+            objective = PPO(objective, config.ppo)
+        else:
+            trained, source = policy, RolloutSource(**rollouts)
+        with source:
+            guards: list[Guard] = [*rollout_guards(config.guards), source.listener]
+            last = train(trained, objective, source, config.steps, settings, ctx, "reasoning RL", guards)
+    save_checkpoint(policy, start, ctx.out)
+    if config.algorithm == "ppo":
+        save_checkpoint(critic.value, start, ctx.out / "value")
+    write_jsonl(ctx.out / "rollouts.jsonl", gather_records(record, source.taken))
+    write_jsonl(ctx.out / "log" / "trained.jsonl", gather_trained(record, source.steps))
     ctx.metrics.summary(reward=last["reward"], thinking_share=last["rollout/thinking_share"])
 
 

@@ -9,16 +9,17 @@ they are read, never learnt, and enter no normalizer, entropy or KL. Not covered
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from throughline.harness.trajectory import Trajectory, View
-from throughline.model.decoder import Decoder
+from throughline.model.language_model import LanguageModel
 from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.group import Group, forced_tokens
-from throughline.training.batch import Example, assign_rows, build_batch
+from throughline.training.batch import Batch, Example, assign_rows, build_batch
 from throughline.training.objectives import score_tokens
 
 
@@ -98,41 +99,68 @@ def trajectory_examples(trajectory: Trajectory, advantage: float, config: Policy
     return [example for example in found if example is not None]
 
 
-@torch.no_grad()
 def score_examples(
-    model: Decoder, examples: Sequence[Example], temperature: float, row_length: int = 256, rows_per_batch: int = 32
+    model: LanguageModel, examples: Sequence[Example], temperature: float, row_length: int = 256, rows: int = 32
 ) -> list[list[float]]:
     """Log-probs at `temperature` of the ids of each example, 0.0 where their weight is 0."""
-    if not examples:
-        return []
+
+    def score(batch: Batch) -> tuple[Tensor, Tensor]:
+        found = score_tokens(model, batch, temperature)
+        return found.logprobs_M, found.index_M
+
+    return map_examples(model, examples, score, row_length, rows)
+
+
+@torch.no_grad()
+def map_examples(
+    model: nn.Module,
+    examples: Sequence[Example],
+    score: Callable[[Batch], tuple[Tensor, Tensor]],
+    row_length: int = 256,
+    rows: int = 32,
+) -> list[list[float]]:
+    """What `score` gives for the ids of each example, packed `rows` rows at a time; 0.0 where it gives nothing.
+
+    `score` returns values (M,) and their places in the flattened (B, T) of the batch. No gradient is kept, and the
+    model is left in the mode it was in.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     row_length = max([row_length, *(len(example.tokens) for example in examples)])
-    rows = assign_rows([len(example.tokens) for example in examples], row_length)
+    lines = assign_rows([len(example.tokens) for example in examples], row_length)
     scores: list[list[float]] = [[] for _ in examples]
-    for start in range(0, len(rows), rows_per_batch):
-        part = rows[start : start + rows_per_batch]
-        batch = build_batch([[examples[number] for number in row] for row in part])
-        batch = replace(
-            batch,
-            tokens_BT=batch.tokens_BT.to(device),
-            positions_BT=None if batch.positions_BT is None else batch.positions_BT.to(device),
-            sequences_BT=None if batch.sequences_BT is None else batch.sequences_BT.to(device),
-            weights_BT=None if batch.weights_BT is None else batch.weights_BT.to(device),
-        )
-        found = score_tokens(model, batch, temperature)
+    for start in range(0, len(lines), rows):
+        part = lines[start : start + rows]
+        batch = on_device(build_batch([[examples[number] for number in line] for line in part]), device)
+        values, index = score(batch)
         flat = torch.zeros(batch.tokens_BT.numel(), device=device)
-        flat[found.index_M] = found.logprobs_M.float()
+        flat[index] = values.float()
         table = flat.view(batch.tokens_BT.shape).cpu()
-        for line, row in zip(table, part, strict=True):
+        for found, line in zip(table, part, strict=True):
             at = 0
-            for number in row:
+            for number in line:
                 end = at + len(examples[number].tokens)
-                scores[number] = line[at:end].tolist()
+                scores[number] = found[at:end].tolist()
                 at = end
     model.train(was_training)
     return scores
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+
+    def move(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device)
+
+    return Batch(
+        batch.tokens_BT.to(device),
+        move(batch.positions_BT),
+        move(batch.sequences_BT),
+        move(batch.weights_BT),
+        {name: values.to(device) for name, values in batch.extras.items()},
+        {name: values.to(device) for name, values in batch.scalars.items()},
+    )
 
 
 def with_extra(example: Example, **extras: Sequence[float]) -> Example:

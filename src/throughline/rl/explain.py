@@ -129,8 +129,18 @@ class StepFacts:
         }
 
 
-def explain(facts: StepFacts) -> str:
-    """One sentence: what this step could learn from, or why it could not."""
+def explain_values(facts: StepFacts, explained: float) -> str:
+    """One sentence for a step whose baseline is a value network, which learns from groups without a difference, too.
+
+    `explained` is the share of the returns' variance that the network foresaw.
+    """
+    if facts.ungradable_share == 1:
+        return f"{_numbers(facts)}; nothing to learn: no answer could be graded, mend the grader."
+    return f"{_numbers(facts)}; learning from every graded answer, of whose returns the values explain {explained:.0%}."
+
+
+def _numbers(facts: StepFacts) -> str:
+    """What every sentence begins with."""
     numbers = (
         f"reward {facts.reward:.2f}; groups {facts.solved:.0%} solved, {facts.mixed:.0%} mixed, "
         f"{facts.failed:.0%} failed"
@@ -138,6 +148,12 @@ def explain(facts: StepFacts) -> str:
     if facts.ungradable:
         answers = "answer" if facts.ungradable == 1 else "answers"
         numbers += f"; {facts.ungradable} {answers} could not be graded"
+    return numbers
+
+
+def explain(facts: StepFacts) -> str:
+    """One sentence: what this step could learn from, or why it could not."""
+    numbers = _numbers(facts)
     if facts.zero_signal < FLAT:
         return f"{numbers}; learning from the mixed groups."
     amount = "nothing" if facts.zero_signal == 1 else "little"

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from throughline.model.decoder import Decoder
+from throughline.model.language_model import LanguageModel
 from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.examples import example_of, score_examples
 from throughline.rl.group import Group, forced_tokens
@@ -51,7 +51,9 @@ def compare_examples(examples: Sequence[Example], trainer: Sequence[Sequence[flo
     return compare_logprobs([old for old, _ in pairs], [new for _, new in pairs])
 
 
-def measure_mismatch(model: Decoder, groups: Sequence[Group], config: PolicyGradientConfig, samples: int) -> Mismatch:
+def measure_mismatch(
+    model: LanguageModel, groups: Sequence[Group], config: PolicyGradientConfig, samples: int
+) -> Mismatch:
     """Score one answer of each of `samples` groups, evenly spread, with the training forward pass."""
     if not samples or not groups:
         return Mismatch()

@@ -24,7 +24,7 @@ from throughline.grading.graders import GraderSet
 from throughline.grading.reward import RewardConfig
 from throughline.grading.tasks import Task
 from throughline.inference.engine import TorchEngine
-from throughline.model.decoder import Decoder
+from throughline.model.language_model import LanguageModel
 from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.examples import build_examples, group_examples, score_examples, with_extra
 from throughline.rl.explain import StepFacts, describe, explain
@@ -86,7 +86,7 @@ class RolloutSource:
         row_length: int = 256,
         rows_per_batch: int = 32,
         rollout: RolloutConfig | None = None,
-        reference: Decoder | None = None,
+        reference: LanguageModel | None = None,
         drawer: Drawer | None = None,
     ) -> None:
         """`reference` is the policy that a KL penalty refers to; `drawer` draws in the background.
@@ -119,7 +119,7 @@ class RolloutSource:
         return self._step + 1
 
     def next(self, step: int) -> Sequence[Batch]:
-        number, part = divmod(step, getattr(self.config, "updates_per_rollout", 1))
+        number, part = divmod(step, self.config.updates_per_rollout)
         if part == 0 or number != self._number:
             self._take(number, step)
         chosen = self._parts[part]
@@ -146,7 +146,7 @@ class RolloutSource:
         self.facts = StepFacts.of_rollout(rollout)
         if self._measured is not None:
             self.facts = replace(self.facts, mismatch=self._measured.kl, mismatch_max=self._measured.largest)
-        updates = getattr(self.config, "updates_per_rollout", 1)
+        updates = self.config.updates_per_rollout
         places = {group: place for place, group in enumerate(rollout.kept)}
         self._parts = [[item for item in items if places[item.group] % updates == part] for part in range(updates)]
         self._number = number
@@ -176,24 +176,26 @@ class RolloutSource:
             examples = [with_extra(e, reference_logprobs=values) for e, values in zip(examples, scores, strict=True)]
         return [replace(item, example=example) for item, example in zip(items, examples, strict=True)]
 
-    def _scores(self, model: Decoder, examples: Sequence[Example]) -> list[list[float]]:
+    def _scores(self, model: LanguageModel, examples: Sequence[Example]) -> list[list[float]]:
         return score_examples(model, examples, self.config.temperature, self.row_length, self.rows_per_batch)
 
     def metrics(self) -> dict[str, float]:
         return self.facts.metrics()
 
     def why(self) -> str:
-        """What the last step could learn from, and its numbers, in words."""
-        seconds = time.monotonic() - self._handed
+        """What the last step could learn from, and its numbers, in words. Asked first, it takes the update's time."""
         if self._tokens:
-            self._speed = self._tokens / max(seconds, 1e-9)
-        return f"{explain(self.facts)} {describe(self.facts, self.listener.heard, self._speed)}"
+            self._speed, self._tokens = self._tokens / max(time.monotonic() - self._handed, 1e-9), 0
+        return f"{self._sentence(self.facts)} {describe(self.facts, self.listener.heard, self._speed)}"
+
+    def _sentence(self, facts: StepFacts) -> str:
+        return explain(facts)
 
     def state_dict(self) -> dict[str, Any]:
         """Samples drawn but not trained on yet, what was counted so far, and which reference there is."""
         parts = [[item.pack() for item in part] for part in self._parts]
         # A rollout whose updates are all done is not needed again.
-        done = not parts or self.facts.update + 1 == getattr(self.config, "updates_per_rollout", 1)
+        done = not parts or self.facts.update + 1 == self.config.updates_per_rollout
         return {
             "pipeline": self.pipeline.state_dict(),
             "number": self._number,
@@ -227,9 +229,9 @@ class RolloutSource:
         self.close()
 
 
-def check_settings(config: PolicyGradientConfig, rollout: RolloutConfig, reference: Decoder | None) -> None:
+def check_settings(config: PolicyGradientConfig, rollout: RolloutConfig, reference: LanguageModel | None) -> None:
     """Raise `UserError` for settings that contradict each other."""
-    corrected = getattr(config, "importance_correction", "none") != "none"
+    corrected = config.importance_correction != "none"
     if corrected and rollout.old_logprobs == "sampler":
         raise UserError(
             f"importance_correction is {config.importance_correction!r}, but rollout.old_logprobs is 'sampler': the "
@@ -242,7 +244,7 @@ def check_settings(config: PolicyGradientConfig, rollout: RolloutConfig, referen
             "would be biased",
             "set importance_correction (for example token_truncate), or rollout.old_logprobs to sampler",
         )
-    if getattr(config, "kl_coefficient", 0) and reference is None:
+    if config.kl_coefficient and reference is None:
         raise UserError("kl_coefficient is set, but there is no reference policy", "give the policy to stay close to")
 
 

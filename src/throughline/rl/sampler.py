@@ -131,11 +131,11 @@ class Sampler:
             found, memory = self._answer(asked, number, memory)
             groups += found
             rounds += 1
-            if rounds > getattr(self.config, "dynamic_sampling", 0) or self._enough(groups):
+            if rounds > self.config.dynamic_sampling or self._enough(groups):
                 break
         groups = compare(groups, self.config)
         kept = [i for i, group in enumerate(groups) if group.has_signal or not self.config.drop_zero_signal]
-        if getattr(self.config, "dynamic_sampling", 0):
+        if self.config.dynamic_sampling:
             kept = kept[: self.config.prompts_per_step]
         mismatch = measure_mismatch(self.engine.model, groups, self.config, self.rollout.mismatch_samples)
         seconds = time.monotonic() - began

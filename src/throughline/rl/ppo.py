@@ -1,0 +1,204 @@
+"""Proximal policy optimization: a value network of the policy's size says how good an answer is, token by token.
+
+    model = ActorCritic(policy, ScoreModel(load_model(path)))
+    source = PPORolloutSource(model, ppo, engine, ...)             # the engine samples from model.policy
+    train(model, PPO(policy_objective, ppo), source, steps, config, ctx, guards=...)
+
+Where GRPO compares an answer with its siblings, PPO compares each token with what the value network expected before it
+(generalized advantage estimation). It learns from prompts whose answers all earn the same, and pays for it with a
+second model: its memory, its forward and its backward pass. Policy and value network share no weights and one
+optimizer. Not covered: rewards in the middle of an answer, values of truncated answers beyond their end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from throughline.model.heads import ScoreModel
+from throughline.model.language_model import LanguageModel
+from throughline.rl.examples import map_examples
+from throughline.rl.explain import StepFacts, explain_values
+from throughline.rl.ppo_config import PPOConfig
+from throughline.rl.rollout import RolloutSource, Trainable
+from throughline.rl.sampler import Rollout
+from throughline.training.batch import Batch, Example
+from throughline.training.objectives import Loss, Objective
+
+
+class ActorCritic(nn.Module):
+    """A policy and its value network, trained together."""
+
+    def __init__(self, policy: LanguageModel, value: ScoreModel) -> None:
+        super().__init__()
+        self.policy, self.value = policy, value
+
+
+def score_values(model: ScoreModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(values (M,), index (M,)): what the network expects before each id whose weight is not zero.
+
+    The value of an id is read where its distribution is, at the id before it. `index` is its place in the flattened
+    (B, T).
+    """
+    assert batch.weights_BT is not None
+    hidden_BTD = model(batch.tokens_BT, positions_BT=batch.positions_BT, mask=batch.mask())
+    length = batch.tokens_BT.shape[1]
+    index = torch.nonzero(batch.weights_BT[:, 1:].reshape(-1))[:, 0]
+    row, column = index // (length - 1), index % (length - 1)
+    values = model.score(hidden_BTD[row, column])[:, 0]
+    return values, row * length + column + 1
+
+
+def value_examples(model: ScoreModel, examples: Sequence[Example], row_length: int, rows: int) -> list[list[float]]:
+    """The network's value before each id of each example, 0.0 where its weight is 0."""
+    return map_examples(model, examples, lambda batch: score_values(model, batch), row_length, rows)
+
+
+def token_advantages(
+    reward: float, values: Sequence[float], discount: float, trace: float
+) -> tuple[list[float], list[float]]:
+    """(advantages, returns) of one answer's tokens, whose only reward comes with the last of them.
+
+    Generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, equation 16); a return is advantage plus
+    value.
+    """
+    rewards = [0.0] * (len(values) - 1) + [reward]
+    advantages = gae(rewards, values, discount, trace)
+    return advantages, [a + v for a, v in zip(advantages, values, strict=True)]
+
+
+def gae(rewards: Sequence[float], values: Sequence[float], discount: float, trace: float) -> list[float]:
+    """A_t = delta_t + (discount trace) A_{t+1}, delta_t = r_t + discount V_{t+1} - V_t, nothing after the end."""
+    advantages = [0.0] * len(values)
+    following, after = 0.0, 0.0
+    for place in range(len(values) - 1, -1, -1):
+        delta = rewards[place] + discount * following - values[place]
+        after = delta + discount * trace * after
+        advantages[place], following = after, values[place]
+    return advantages
+
+
+def whiten(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """All numbers of all rows together, brought to mean 0 and deviation 1."""
+    flat = [value for row in rows for value in row]
+    if not flat:
+        return [list(row) for row in rows]
+    mean = math.fsum(flat) / len(flat)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in flat) / len(flat))
+    return [[(value - mean) / (deviation + 1e-8) for value in row] for row in rows]
+
+
+def with_values(
+    examples: Sequence[Example], rewards: Sequence[float], values: Sequence[Sequence[float]], config: PPOConfig
+) -> list[Example]:
+    """The examples with extras "advantages", "returns" and "old_values" from the values before each of their ids."""
+    chosen = [[n for n, weight in enumerate(example.weights) if weight] for example in examples]
+    found = [
+        token_advantages(reward, [row[n] for n in places], config.discount, config.trace)
+        for reward, row, places in zip(rewards, values, chosen, strict=True)
+    ]
+    advantages = [advantage for advantage, _ in found]
+    if config.whiten:
+        advantages = whiten(advantages)
+    return [
+        replace(
+            example,
+            extras={
+                **example.extras,
+                "advantages": spread(len(example.tokens), places, advantage),
+                "returns": spread(len(example.tokens), places, returns),
+                "old_values": [value if weight else 0.0 for value, weight in zip(row, example.weights, strict=True)],
+            },
+        )
+        for example, places, advantage, (_, returns), row in zip(
+            examples, chosen, advantages, found, values, strict=True
+        )
+    ]
+
+
+def spread(length: int, places: Sequence[int], values: Sequence[float]) -> list[float]:
+    """`values` at `places` of a list of zeros."""
+    row = [0.0] * length
+    for place, value in zip(places, values, strict=True):
+        row[place] = value
+    return row
+
+
+class PPORolloutSource(RolloutSource):
+    """Rollouts whose tokens carry advantages against the value network. Every graded answer is trained on."""
+
+    def __init__(self, model: ActorCritic, ppo: PPOConfig, *arguments: Any, **options: Any) -> None:
+        """What follows `ppo` is `RolloutSource`'s; its engine samples from `model.policy`."""
+        super().__init__(*arguments, **options)
+        self.model, self.ppo = model, ppo
+        self.explained = 0.0
+
+    def _score(self, rollout: Rollout, items: list[Trainable]) -> list[Trainable]:
+        items = super()._score(rollout, items)
+        if not items:
+            return items
+        examples = [item.example for item in items]
+        rewards = [rollout.groups[item.group].rewards[item.sample] for item in items]
+        values = value_examples(self.model.value, examples, self.row_length, self.rows_per_batch)
+        graded = [reward for reward in rewards if reward is not None]
+        assert len(graded) == len(examples), "a sample that could not be graded has no example"
+        examples = with_values(examples, graded, values, self.ppo)
+        self.explained = explained_variance(examples, values)
+        return [replace(item, example=example) for item, example in zip(items, examples, strict=True)]
+
+    def metrics(self) -> dict[str, float]:
+        return {**super().metrics(), "value_explained": self.explained}
+
+    def _sentence(self, facts: StepFacts) -> str:
+        return explain_values(facts, self.explained)
+
+
+def explained_variance(examples: Sequence[Example], values: Sequence[Sequence[float]]) -> float:
+    """1 - var(return - value) / var(return) over the tokens with a weight; 0 when all returns are equal."""
+    pairs = [
+        (returned, value)
+        for example, row in zip(examples, values, strict=True)
+        for weight, returned, value in zip(example.weights, example.extras["returns"], row, strict=True)
+        if weight
+    ]
+
+    def variance(numbers: list[float]) -> float:
+        mean = math.fsum(numbers) / len(numbers)
+        return math.fsum((number - mean) ** 2 for number in numbers) / len(numbers)
+
+    total = variance([returned for returned, _ in pairs])
+    return 1 - variance([returned - value for returned, value in pairs]) / total if total > 1e-12 else 0.0
+
+
+class PPO:
+    """The policy's clipped loss, and the value network's clipped squared error."""
+
+    def __init__(self, policy: Objective, config: PPOConfig) -> None:
+        """`policy` is the policy's objective, which reads the batch's advantages whoever computed them."""
+        self.policy, self.config = policy, config
+
+    def loss(self, model: ActorCritic, batch: Batch) -> Loss:
+        total, normalizer, metrics = self.policy.loss(model.policy, batch)
+        values, index = score_values(model.value, batch)
+        assert batch.weights_BT is not None
+        weights = batch.weights_BT.reshape(-1)[index]
+        losses = clipped_value_loss(
+            values,
+            batch.extras["old_values"].reshape(-1)[index],
+            batch.extras["returns"].reshape(-1)[index],
+            self.config.value_clip,
+        )
+        error = (losses * weights).sum()
+        metrics = {**metrics, "value_loss": float(error.detach()) / max(normalizer, 1e-9)}
+        return total + self.config.value_coefficient * error, normalizer, metrics
+
+
+def clipped_value_loss(values_M: Tensor, old_values_M: Tensor, returns_M: Tensor, clip: float) -> Tensor:
+    """Half the larger of the squared errors of the value and of the value held within `clip` of its old one."""
+    held = old_values_M + (values_M - old_values_M).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values_M - returns_M) ** 2, (held - returns_M) ** 2)
