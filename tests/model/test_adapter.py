@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from tests.model.families import FAMILIES, OTHERS, save_random
+from tests.model.families import FAMILIES, OTHERS, SIZES, save_random
 from throughline.base.errors import UserError
 from throughline.inference.engine import Sampling, TorchEngine
 from throughline.model.adapter import (
@@ -109,6 +109,37 @@ def test_rollouts_and_merged_checkpoints_follow_the_adapter(tmp_path, kind):
     plain = load_model(tmp_path / "merged")
     torch.testing.assert_close(logits(plain, tokens_of()), after, atol=5e-5, rtol=1e-4)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_four_bit_base_trains_samples_and_merges_as_one_policy(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    # Blocks of 64 weights share a scale, so the matrices are made of whole blocks.
+    save_random(
+        lambda: transformers.Qwen3Config(**SIZES | {"hidden_size": 64, "initializer_range": 0.1}, head_dim=16),
+        tmp_path / "base",
+    )
+    full = logits(load_huggingface(tmp_path / "base"), tokens_of())
+    model = load_huggingface(tmp_path / "base", four_bit=True)
+    assert model.config.parameters() == load_huggingface(tmp_path / "base").config.parameters()
+    start = logits(model, tokens_of())
+    assert 0 < float((start - full).std()) < 0.5 * float(full.std())
+    add_adapter(model, SETTINGS)
+    assert torch.equal(logits(model, tokens_of()), start)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.logits(model(tokens_of())).square().mean().backward()
+        optimizer.step()
+    after = logits(model, tokens_of())
+    assert float((after - start).abs().max()) > 0.05
+    engine = TorchEngine(load_model(tmp_path / "base").eval(), None)
+    engine.load(merged_state(model, engine.model), 1)
+    torch.testing.assert_close(logits(engine.model, tokens_of()), after, atol=1e-4, rtol=1e-4)
+    save_checkpoint(model, tmp_path, tmp_path / "merged")
+    torch.testing.assert_close(logits(load_model(tmp_path / "merged"), tokens_of()), after, atol=1e-4, rtol=1e-4)
+    save_adapter(model, tmp_path / "adapter")
+    again = load_adapter(load_huggingface(tmp_path / "base", four_bit=True), tmp_path / "adapter")
+    assert torch.equal(logits(again, tokens_of()), after)
 
 
 def test_mistakes_are_named(tmp_path, monkeypatch):

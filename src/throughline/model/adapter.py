@@ -5,8 +5,10 @@
     engine.load(merged_state(model, engine.model), version)           # rollouts on the fast engine
     save_adapter(model, out)                                          # adapter_model.safetensors, adapter_config.json
 
-The base stays as it was, so a policy's reference is the same model with `disabled(model)`. Not covered: dropout in the
-adapter (the trainer's log-probs would differ from the sampler's), adapters on embeddings, quantized bases.
+The base stays as it was, so a policy's reference is the same model with `disabled(model)`. With
+`load_huggingface(path, four_bit=True)` the base is quantized (QLoRA, arXiv:2305.14314; the extra "qlora"): merging adds
+the adapter to what the quantized base computes with, so rollouts and training see one policy. Not covered: dropout in
+the adapter (the trainer's log-probs would differ from the sampler's), adapters on embeddings.
 """
 
 from __future__ import annotations
@@ -110,16 +112,21 @@ def disabled(model: HuggingFaceModel) -> Iterator[HuggingFaceModel]:
 
 @torch.no_grad()
 def merged_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The module's state dict with every adapter added to its base weight; the module itself is not changed."""
+    """The module's state dict, four-bit weights unpacked and every adapter added; the module is not changed."""
     state: dict[str, Tensor] = {}
     deltas: dict[str, Tensor] = {}
+    unpacked: dict[str, Tensor] = {}
     part: Any
     for name, part in module.named_modules():
+        if _is_packed(part):
+            unpacked[f"{name}.weight"] = _unpack(part)
         for adapter in getattr(part, "active_adapters", ()) if hasattr(part, "get_delta_weight") else ():
             deltas[f"{name}.weight"] = deltas.get(f"{name}.weight", 0) + part.get_delta_weight(adapter)
-    for name, value in module.state_dict().items():
-        if ".lora_" in name:
+    for name, stored in module.state_dict().items():
+        # "...weight.absmax" and its like are constants of a packed weight.
+        if ".lora_" in name or f"{name.partition('.weight.')[0]}.weight" in unpacked and ".weight." in name:
             continue
+        value = unpacked.get(name, stored)
         plain = name.replace(".base_layer.", ".")
         state[plain] = value + deltas[plain].to(value.dtype) if plain in deltas else value
     return state
@@ -134,6 +141,23 @@ def merged_state(model: HuggingFaceModel, engine_model: LanguageModel) -> dict[s
         tensors = split_fused_experts(merged_tensors(model.module))
         return from_huggingface(tensors, engine_model.config)
     return {f"module.{name}": value for name, value in merged_tensors(model.module).items()}
+
+
+def quantized(module: nn.Module) -> bool:
+    """Whether any of the module's weights are packed into four bits."""
+    return any(_is_packed(part) for part in module.modules())
+
+
+def _is_packed(part: nn.Module) -> bool:
+    # The layers that `peft` puts around these have the same name, and the weight as a property.
+    return type(part).__name__ == "Linear4bit" and not hasattr(part, "base_layer")
+
+
+def _unpack(part: Any) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight: Tensor = dequantize_4bit(part.weight.data, part.weight.quant_state)
+    return weight.to(part.compute_dtype)
 
 
 def _keep(model: HuggingFaceModel, adapter: Any) -> None:

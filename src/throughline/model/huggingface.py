@@ -11,6 +11,7 @@ log-probs differ from the sampler's. Not covered: encoder-decoders, images, cach
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from dataclasses import dataclass
 from functools import cache as once
@@ -25,6 +26,7 @@ from throughline.base.errors import UserError
 from throughline.base.files import read_json
 from throughline.model.cache import KeyValueCache, write_at
 from throughline.model.language_model import LanguageModel, Source
+from throughline.model.weights import tensor_names
 
 PLAIN_SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 """Keys under which families say what else happens to the scores (Cohere, Granite, Gemma)."""
@@ -95,7 +97,7 @@ class HuggingFaceModel(LanguageModel):
             num_hidden_layers=text.num_hidden_layers,
             max_position_embeddings=getattr(text, "max_position_embeddings", None) or 2048,
             model_type=str(raw.model_type),
-            num_parameters=sum(parameter.numel() for parameter in module.parameters()),
+            num_parameters=self.module.num_parameters(),
         )
         head = self.module.get_output_embeddings()
         self.plain_output = not any(getattr(text, name, None) for name in PLAIN_SCALES) and head.bias is None
@@ -200,8 +202,12 @@ class HuggingFaceModel(LanguageModel):
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """`config.json` and tensors as `save_pretrained` has them, adapters merged; every key the source had stays."""
-        from throughline.model.adapter import merged_tensors
+        from throughline.model.adapter import merged_tensors, quantized
 
+        if self.source is not None and quantized(self.module):
+            # `transformers` would write the packed weights; the names of the unpacked ones are those of the source.
+            tensors = {k: v.detach().cpu() for k, v in merged_tensors(self.module).items() if k in self.source.tensors}
+            return dict(self.source.config), {name: tensors[name].contiguous() for name in sorted(tensors)}
         with tempfile.TemporaryDirectory() as folder:
             self.module.save_pretrained(folder, state_dict=merged_tensors(self.module), max_shard_size="1000GB")
             tensors = load_file(Path(folder) / "model.safetensors")
@@ -211,16 +217,28 @@ class HuggingFaceModel(LanguageModel):
         return config, {name: tensors[name].contiguous() for name in sorted(tensors)}
 
 
-def load_huggingface(path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> HuggingFaceModel:
+def load_huggingface(
+    path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32, four_bit: bool = False
+) -> HuggingFaceModel:
     """Read a checkpoint directory of any architecture into a `HuggingFaceModel`. Never runs code that lies in it.
 
-    Raises `UserError` when `transformers` is not installed or does not know the architecture.
+    `four_bit` keeps the linear weights in NF4 (Dettmers et al. 2023, arXiv:2305.14314) and computes in `dtype`: the
+    frozen base of an adapter. Raises `UserError` when a package is missing or `transformers` does not know the
+    architecture.
     """
     raw = read_json(path / "config.json")
     kind = raw.get("model_type")
     transformers = require_transformers(f"{path}: an architecture that the built-in decoder lacks ({kind})")
+    settings: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+    if four_bit:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError("Four-bit weights need the package bitsandbytes", "pip install 'throughline[qlora]'")
+        settings["device_map"] = {"": device}
+        settings["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
     try:
-        module = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+        module = transformers.AutoModelForCausalLM.from_pretrained(path, **settings)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
             f"{path}: transformers {transformers.__version__} cannot load this {kind!r} checkpoint ({error})",
@@ -228,8 +246,9 @@ def load_huggingface(path: Path, device: str = "cpu", dtype: torch.dtype = torch
         ) from error
     generation = path / "generation_config.json"
     stored = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
-    source = Source(raw, read_json(generation) if generation.exists() else None, frozenset(), stored)
-    return HuggingFaceModel(module.to(device), source)
+    names = tensor_names(path)
+    source = Source(raw, read_json(generation) if generation.exists() else None, names, stored)
+    return HuggingFaceModel(module if four_bit else module.to(device), source)
 
 
 def cache_adapter(cache: KeyValueCache, positions_BT: Tensor) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -35,6 +35,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if missing:
         raise UserError(f"No shard in {path} holds {missing[0]}, which {INDEX} names", "download the checkpoint again")
     return tensors
+
+
+def tensor_names(path: Path) -> frozenset[str]:
+    """Names of the tensors in `path`, without reading them; none where there are no safetensors."""
+    if (path / INDEX).exists():
+        return frozenset(read_json(path / INDEX)["weight_map"])
+    if not (path / SINGLE).exists():
+        return frozenset()
+    with safe_open(path / SINGLE, "pt") as file:
+        return frozenset(file.keys())
 
 
 def _read(file: Path) -> dict[str, Tensor]:
