@@ -102,7 +102,7 @@ class PolicyGradientConfig(Config):
             raise ValueError("the surrogate reinforce has no ratio: set ratio_level to token, or another surrogate")
         if self.ratio_level != "token" and self.normalizer != "sequence":
             raise ValueError(
-                f"a ratio of whole samples weighs each sample once; normalizer {self.normalizer!r} would weigh it by its "
+                f"a ratio of whole samples weighs each sample once; normalizer {self.normalizer!r} weighs it by its "
                 "length: set normalizer to sequence"
             )
         if self.baseline == "none" and self.scale_rewards != "none":
