@@ -81,21 +81,42 @@ class RewardModelConfig(TuneConfig):
     """Pairs by the Bradley-Terry model (1952), or single answers with a label."""
     pairs_per_step: int = Field(default=32, ge=1)
     """Pairs, or labelled answers, per optimizer step."""
-    margin_penalty: float = Field(default=0.0, ge=0)
-    """Weight of the squared sum of both scores, which keeps them around zero (arXiv:2312.09244)."""
+    pairs_per_batch: int = Field(default=8, ge=1)
+    """Pairs, or packed rows of labelled answers, per forward pass."""
+    centering: float = Field(default=0.0, ge=0)
+    """Weight of the squared sum of a pair's scores, which keeps them around zero (arXiv:2312.09244)."""
 
 
 class PreferenceConfig(TuneConfig):
     """`throughline dpo`."""
 
-    loss: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = "dpo"
-    """DPO (arXiv:2305.18290), IPO (2310.12036), KTO (2402.01306), ORPO (2403.07691) or SimPO (2405.14734)."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull towards the reference policy; ORPO's weight of the odds ratio; SimPO's scale."""
+    loss: Literal[
+        "dpo",
+        "ipo",
+        "kto",
+        "orpo",
+        "simpo",
+        "cpo",
+        "dpo_apo_down",
+        "dpo_apo_zero",
+        "dpo_bco_pair",
+        "dpo_discopop",
+        "dpo_exo_pair",
+        "dpo_hinge",
+        "dpo_nca_pair",
+        "dpo_robust",
+        "dpo_sigmoid_norm",
+        "dpo_sppo_hard",
+    ] = "dpo"
+    """DPO (arXiv:2305.18290), IPO (2310.12036), KTO (2402.01306), ORPO (2403.07691), SimPO (2405.14734), CPO
+    (2401.08417), or another loss of DPO's margins (see `training/objectives/preference.py`)."""
+    beta: float | None = Field(default=None, gt=0)
+    """Strength of the pull towards the reference policy, 0.1 unless given; SimPO's scale, 2 unless given; ORPO's weight
+    of the odds ratio, 0.1 unless given."""
     sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the chosen answer's own likelihood beside the preference (`dpo` only)."""
+    """Weight of the chosen answer's own likelihood beside the preference (`dpo` and its variants)."""
     settings: dict[str, float] = {}
-    """Further settings of the objective by its own names, such as a margin."""
+    """Further settings of the objective by its own names, such as `gamma` (SimPO) or `label_smoothing` (DPO)."""
     pairs_per_step: int = Field(default=16, ge=1)
     """Pairs, or labelled answers, per optimizer step."""
     pairs_per_batch: int = Field(default=8, ge=1)
