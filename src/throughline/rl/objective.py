@@ -1,67 +1,91 @@
-"""The clipped policy-gradient objective of GRPO on packed samples.
+"""The policy-gradient objectives on packed samples.
 
-Token loss: -min(r A, clip(r, 1 - low, 1 + high) A) with r the ratio to the policy that sampled the token
-(arXiv:2402.03300, eq. 3, without the KL term). Batches carry extras "advantages" and "old_logprobs", and weights that
-are zero on every token the policy did not sample. Not covered: KL penalties, value networks, sequence-level ratios.
+    GRPO.from_config(config).loss(model, batch)
+
+Batches carry extras "advantages" and "old_logprobs", where asked for "sampler_logprobs" and "reference_logprobs", and
+weights that are zero on every token the policy did not sample. Which form of the loss, with its papers: `rl.config`;
+the forms themselves: `rl.losses`. Not covered: value networks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self
 
-import torch
-from torch import Tensor
-
-from throughline.model.decoder import Decoder
+from throughline.model.language_model import LanguageModel
+from throughline.rl.config import PRESETS, PolicyGradientConfig
+from throughline.rl.losses import PolicyInput, clipped_surrogate, kl_value, policy_loss
 from throughline.training.batch import Batch
-from throughline.training.objectives import Loss, score_tokens
+from throughline.training.objectives import Loss, TokenScores, register, score_tokens
+
+__all__ = ["GRPO", "clipped_surrogate", "policy_input"]
 
 
-@dataclass(frozen=True)
-class TokenLoss:
-    """Per-token losses (M,) and what to watch about them."""
+def policy_input(scores: TokenScores, batch: Batch) -> PolicyInput:
+    """What the policy losses see of a batch. Raises `KeyError` when it lacks advantages or old log-probs."""
 
-    losses_M: Tensor
-    ratio_M: Tensor
-    clipped_low: Tensor
-    clipped_high: Tensor
+    def extra(name: str) -> Any:
+        return batch.extras[name].reshape(-1)[scores.index_M] if name in batch.extras else None
 
-
-def clipped_surrogate(
-    logprobs_M: Tensor, old_logprobs_M: Tensor, advantages_M: Tensor, clip_low: float, clip_high: float
-) -> TokenLoss:
-    """PPO's clipped surrogate per token (Schulman et al. 2017, arXiv:1707.06347, eq. 7), as a loss."""
-    ratio = (logprobs_M - old_logprobs_M).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    losses = -torch.minimum(ratio * advantages_M, clipped * advantages_M)
-    low = (ratio < 1 - clip_low) & (advantages_M < 0)
-    high = (ratio > 1 + clip_high) & (advantages_M > 0)
-    return TokenLoss(losses, ratio.detach(), low, high)
+    assert batch.sequences_BT is not None
+    return PolicyInput(
+        logprobs_M=scores.logprobs_M,
+        old_logprobs_M=batch.extras["old_logprobs"].reshape(-1)[scores.index_M],
+        advantages_M=batch.extras["advantages"].reshape(-1)[scores.index_M],
+        weights_M=scores.weights_M,
+        owners_M=batch.sequences_BT.reshape(-1)[scores.index_M],
+        sampler_logprobs_M=extra("sampler_logprobs"),
+        reference_logprobs_M=extra("reference_logprobs"),
+        entropy_M=scores.entropy_M,
+    )
 
 
 class GRPO:
-    """Group-relative policy optimization.
+    """Group-relative policy optimization, and everything that differs from it by a switch of `PolicyGradientConfig`.
 
     The batch's weights decide the normalizer: the source sets them to 1 per token, 1/length, or a constant, so that
     dividing the summed loss by the summed normalizers gives the mean asked for, however the step is split.
     """
 
-    def __init__(self, clip_low: float, clip_high: float, temperature: float) -> None:
-        self.clip_low, self.clip_high, self.temperature = clip_low, clip_high, temperature
+    def __init__(
+        self, clip_low: float = 0.2, clip_high: float = 0.2, temperature: float = 1.0, **switches: Any
+    ) -> None:
+        self.config = PolicyGradientConfig(clip_low=clip_low, clip_high=clip_high, temperature=temperature, **switches)
 
-    def loss(self, model: Decoder, batch: Batch) -> Loss:
-        scores = score_tokens(model, batch, self.temperature, with_entropy=True)
-        advantages = batch.extras["advantages"].reshape(-1)[scores.index_M]
-        old = batch.extras["old_logprobs"].reshape(-1)[scores.index_M]
-        token = clipped_surrogate(scores.logprobs_M, old, advantages, self.clip_low, self.clip_high)
-        total = (token.losses_M * scores.weights_M).sum()
+    @classmethod
+    def from_config(cls, config: PolicyGradientConfig) -> Self:
+        """The objective with all of a config's switches."""
+        made = cls.__new__(cls)
+        made.config = config
+        return made
+
+    def loss(self, model: LanguageModel, batch: Batch) -> Loss:
+        scores = score_tokens(model, batch, self.config.temperature, with_entropy=True)
+        inputs = policy_input(scores, batch)
+        result = policy_loss(inputs, self.config)
+        total = (result.losses_M * scores.weights_M).sum()
         normalizer = float(batch.scalars["normalizer"].sum())
-        difference = scores.logprobs_M.detach() - old
+        moved = float(kl_value(inputs.old_logprobs_M - scores.logprobs_M.detach(), "k3").mean())
         metrics = {
             "loss": float(total.detach()) / max(normalizer, 1e-9),
             "entropy": float(scores.entropy_M.mean()),
-            "clip_low": float(token.clipped_low.float().mean()),
-            "clip_high": float(token.clipped_high.float().mean()),
-            "mismatch_kl": float((difference.exp() - 1 - difference).mean()),
+            "clip_low": float(result.clipped_low.float().mean()),
+            "clip_high": float(result.clipped_high.float().mean()),
+            "mismatch_kl": moved,
+            "policy_kl": moved,
+            **result.metrics,
         }
         return total, normalizer, metrics
+
+
+def _preset(name: str) -> Callable[..., GRPO]:
+    def make(**changes: Any) -> GRPO:
+        return GRPO.from_config(PolicyGradientConfig.preset(name, **changes))
+
+    return make
+
+
+for _name in PRESETS:
+    register(_name, _preset(_name))
+register("policy_gradient", partial(GRPO))
