@@ -28,7 +28,7 @@ from throughline.grading.reward import (
 )
 from throughline.grading.tasks import Task
 from throughline.inference.engine import Completion, Sampling, TorchEngine
-from throughline.rl.advantage import group_advantages
+from throughline.rl.advantage import batch_advantages, group_advantages
 from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.group import Group, pack_group, tokens_of, unpack_group
 from throughline.rl.mismatch import Mismatch, measure_mismatch
@@ -190,7 +190,9 @@ def differs(rewards: Sequence[float | None]) -> bool:
 
 def compare(groups: Sequence[Group], config: PolicyGradientConfig) -> list[Group]:
     """The groups with their advantages."""
-    return [replace(group, advantages=group_advantages(group.rewards, config.scale_rewards)) for group in groups]
+    rewards = [group.rewards for group in groups]
+    found = batch_advantages(rewards, config.scale_rewards, baseline=config.baseline)
+    return [replace(group, advantages=advantages) for group, advantages in zip(groups, found, strict=True)]
 
 
 def sample_groups(
