@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from throughline.grading.statistics import Estimate, bootstrap
-from throughline.model.decoder import Decoder
+from throughline.model.language_model import LanguageModel
 from throughline.model.tokenizer import PAD
 
 ROWS = 32
 
 
 @torch.inference_mode()
-def window_nats(model: Decoder, windows_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def window_nats(model: LanguageModel, windows_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(nats, targets) per window of shape (n, length + 1); padding is no target."""
     device = model.embedding.weight.device
     if not len(windows_NT):

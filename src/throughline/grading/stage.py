@@ -22,7 +22,7 @@ from throughline.grading.graders import GraderSet
 from throughline.grading.tasks import load_tasks
 
 if TYPE_CHECKING:
-    from throughline.model.decoder import Decoder
+    from throughline.model.language_model import LanguageModel
     from throughline.store.artifact import Artifact
     from throughline.store.context import Context
 
@@ -96,7 +96,7 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Artifact], ctx: Contex
 
 
 def bits_rows(
-    model: Decoder, data: Artifact, checkpoint: str, config: EvaluateConfig, ctx: Context
+    model: LanguageModel, data: Artifact, checkpoint: str, config: EvaluateConfig, ctx: Context
 ) -> tuple[list[Row], list[Row]]:
     """One bits_per_byte evaluation per source that has held-out text, and the windows they are made of."""
     from throughline.grading.bits import bits_per_byte, window_nats, window_rows

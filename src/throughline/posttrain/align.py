@@ -17,7 +17,7 @@ from throughline.grading.graders import GraderSet
 from throughline.grading.tasks import Task, load_tasks
 from throughline.inference.engine import Sampling, TorchEngine
 from throughline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
-from throughline.model.decoder import Decoder
+from throughline.model.language_model import LanguageModel
 from throughline.model.tokenizer import Tokenizer
 from throughline.posttrain.config import REASONING, AlignConfig
 from throughline.posttrain.grpo import refuse_bad_graders
@@ -45,7 +45,7 @@ def choose_tasks(tasks: Sequence[Task], config: AlignConfig, rng: Any) -> list[T
 
 @torch.no_grad()
 def with_reference(
-    model: Decoder, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]]
+    model: LanguageModel, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]]
 ) -> list[tuple[Example, Example]]:
     """Pairs of examples, each carrying the reference policy's summed log-prob of its answer."""
     pairs = []

@@ -35,7 +35,7 @@ Some = TypeVar("Some", bound=Conversational)
 
 def message_example(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], name: str) -> Example:
     """A conversation with loss on every assistant turn. Raises `UserError` when there is none, naming `name`."""
-    ids, mask = tokenizer.render_with_mask(messages)
+    ids, mask = tokenizer.render_with_mask(messages, name=name)
     if not any(mask):
         raise UserError(f"{name} has no assistant turn to learn from", "add one, or drop the row")
     return Example(ids, [float(wrote) for wrote in mask])

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from throughline.base.errors import UserError
 from throughline.base.files import to_json, write_text
-from throughline.model.decoder import Decoder
+from throughline.model.language_model import LanguageModel
 from throughline.store.context import Context
 from throughline.training.batch import Batch
 from throughline.training.config import TrainConfig
@@ -60,7 +60,7 @@ class BatchSource(Protocol):
 
 
 def accumulate(
-    model: Decoder, objective: Objective, batches: Sequence[Batch], precision: str = "float32"
+    model: LanguageModel, objective: Objective, batches: Sequence[Batch], precision: str = "float32"
 ) -> tuple[float, dict[str, float]]:
     """Add up the gradient of sum(losses) / sum(normalizers) over `batches`; returns the normalizer and mean metrics.
 
@@ -86,7 +86,7 @@ def accumulate(
 
 
 def train(
-    model: Decoder,
+    model: LanguageModel,
     objective: Objective,
     source: BatchSource,
     steps: int,

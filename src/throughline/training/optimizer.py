@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.optim import Optimizer
 
-from throughline.model.decoder import Decoder
+from throughline.model.language_model import LanguageModel
 from throughline.training.config import OptimizerConfig, ScheduleConfig
 from throughline.training.muon import Muon
 
@@ -26,12 +26,15 @@ def schedule_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
     return 1.0
 
 
-def build_optimizers(model: Decoder, config: OptimizerConfig) -> list[Optimizer]:
-    """The optimizers of `model`, each parameter in exactly one. Group key "peak" holds its peak learning rate."""
-    named = list(model.named_parameters())
-    matrices = [p for name, p in named if p.dim() == 2 and name.startswith("blocks.")]
-    tables = [p for name, p in named if p.dim() == 2 and not name.startswith("blocks.")]
-    vectors = [p for _, p in named if p.dim() != 2]
+def build_optimizers(model: LanguageModel, config: OptimizerConfig) -> list[Optimizer]:
+    """The optimizers of `model`, each parameter that is not frozen in exactly one.
+
+    Group key "peak" holds its peak learning rate. Experts, several matrices in one tensor, count among the tables.
+    """
+    named = [(f".{name}", p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if p.dim() == 2 and ".blocks." in name]
+    tables = [p for name, p in named if p.dim() > 2 or (p.dim() == 2 and ".blocks." not in name)]
+    vectors = [p for _, p in named if p.dim() < 2]
     adamw_matrices = tables if config.kind == "muon" else [*matrices, *tables]
     adamw = torch.optim.AdamW(
         [

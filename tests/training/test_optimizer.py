@@ -1,0 +1,50 @@
+"""Which parameters decay, which go to Muon, and that frozen ones go nowhere."""
+
+import torch
+import transformers
+
+from tests.model.families import EXPERTS, SIZES
+from tests.support_model import tiny_model
+from throughline.model.config import ModelConfig
+from throughline.model.decoder import Decoder
+from throughline.model.heads import ScoreModel
+from throughline.training.config import OptimizerConfig
+from throughline.training.optimizer import build_optimizers
+
+
+def groups_of(model, kind):
+    """{parameter's name: (optimizer, weight decay)}."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {}
+    for optimizer in build_optimizers(model, OptimizerConfig(kind=kind, weight_decay=0.1)):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                assert names[id(parameter)] not in found
+                found[names[id(parameter)]] = (type(optimizer).__name__, group["weight_decay"])
+    return found
+
+
+def test_experts_decay_as_matrices_and_biases_and_norms_do_not():
+    raw = transformers.Qwen3MoeConfig(**SIZES, **EXPERTS, attention_bias=True).to_dict()
+    model = Decoder(ModelConfig.from_raw(raw)).initialize(torch.Generator().manual_seed(0))
+    for kind in ("adamw", "muon"):
+        found = groups_of(model, kind)
+        assert set(found) == {name for name, _ in model.named_parameters()}
+        for name, (_, decay) in found.items():
+            assert decay == (0.0 if name.endswith("bias") or "norm" in name else 0.1), name
+        assert found["blocks.0.feed_forward.experts_down"][0] == "AdamW"
+        assert found["blocks.0.attention.qkv.weight"][0] == ("Muon" if kind == "muon" else "AdamW")
+
+
+def test_the_matrices_under_a_scoring_layer_are_those_of_the_decoder():
+    plain, scored = groups_of(tiny_model(), "muon"), groups_of(ScoreModel(tiny_model()), "muon")
+    assert {name.removeprefix("decoder."): where for name, where in scored.items()} == {
+        **plain,
+        "score.weight": ("AdamW", 0.1),
+    }
+
+
+def test_frozen_parameters_are_left_out():
+    model = tiny_model()
+    model.embedding.weight.requires_grad_(False)
+    assert set(groups_of(model, "adamw")) == {name for name, p in model.named_parameters() if p.requires_grad}
