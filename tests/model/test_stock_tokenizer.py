@@ -207,6 +207,27 @@ def test_stop_ids_come_from_every_file_and_from_the_template(tmp_path):
     assert tokenizer.decode([n for n, wrote in zip(ids, mask, strict=True) if wrote]) == "42<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("closes", "declared", "expected"),
+    [
+        # The stop token is not the first control token behind the text.
+        ("<|eot_id|><|im_end|>", "<|im_end|>", "42<|eot_id|><|im_end|>"),
+        # The document's end stands behind the whole conversation, not behind turns.
+        ("<|im_end|>", "<|endoftext|>", "42<|im_end|>"),
+    ],
+)
+def test_a_turn_ends_with_its_own_stop_token(tmp_path, closes, declared, expected):
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '" + closes + "' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% else %}{{ '<|endoftext|>' }}{% endif %}"
+    )
+    tokenizer = load_tokenizer(save_stock(tmp_path / "a", "chatml", chat_template=template, eos_token=declared))
+    for name in ("one turn", "ends with the user"):
+        ids, mask = tokenizer.render_with_mask(CONVERSATIONS[name])
+        assert tokenizer.decode([n for n, wrote in zip(ids, mask, strict=True) if wrote]) == expected
+    assert tokenizer.fast.token_to_id("<|eot_id|>") not in tokenizer.stop_ids
+
+
 @pytest.mark.parametrize("form", ["jinja file", "list"])
 def test_templates_are_found_where_checkpoints_keep_them(tmp_path, form):
     plain = load_tokenizer(save_stock(tmp_path / "a", "chatml"))

@@ -107,7 +107,8 @@ class ChatTemplate:
         self.marked = re.search(r"\{%[-+]?\s*generation\b", source) is not None
         self.controls = tuple(sorted(controls, key=lambda token: (-len(token), token)))
         self._spelled = re.compile("|".join(map(re.escape, self.controls)) or "(?!)")
-        self.stops = tuple(dict.fromkeys((*stops, *self._closing())))
+        self.stops = tuple(dict.fromkeys(stops))
+        self.stops += self._closing()
 
     def text(
         self,
@@ -245,13 +246,20 @@ class ChatTemplate:
         return {k: Places(a[0], b[0]) for k, (a, b) in pairs.items() if len(a) == len(b) == 1 and a[0] <= b[0]}
 
     def _closing(self) -> tuple[str, ...]:
-        """The control token that the template writes after an assistant's text, if it writes one."""
-        self.stops = ()
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        rendered = self._try([messages[0], _mark(messages[1], 1) or {}], False, {})
-        tail = (rendered or "").rpartition(chr(FIRST_MARK + 3))
-        found = self._spelled.search(tail[2]) if tail[1] else None
-        return () if found is None else (found[0],)
+        """The control token that closes every turn of the assistant, where none of the known stop tokens does.
+
+        Chat templates on base models have one: the tokenizer's end is that of documents.
+        """
+        messages = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
+        marked = [_mark(message, number) or message for number, message in enumerate(messages)]
+        rendered = self._try(marked, False, {}) or ""
+        # What follows the first answer (up to the next question) and what follows the last.
+        ends = [rendered.partition(chr(FIRST_MARK + 2 * number + 1))[2] for number in (1, 3)]
+        tails = [ends[0].partition(chr(FIRST_MARK + 4))[0], ends[1]]
+        first, last = (self._spelled.search(tail) for tail in tails)
+        if first is None or last is None or first[0] != last[0] or any(stop in tails[0] for stop in self.stops):
+            return ()
+        return (first[0],)
 
     def _guarded(self, messages: Sequence[Message], name: str) -> list[dict[str, Any]]:
         """Copies of the messages in which no control token is spelled. Raises `UserError` for reserved characters."""
