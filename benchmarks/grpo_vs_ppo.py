@@ -1,0 +1,251 @@
+"""What a value network costs and brings: GRPO and PPO from one checkpoint, on the same prompts, in one run.
+
+    .venv/bin/python benchmarks/grpo_vs_ppo.py             # three seeds, some minutes
+    .venv/bin/python benchmarks/grpo_vs_ppo.py --quick     # one seed, a small model, under a minute
+
+The task is chains of additions, which a small decoder has learnt a little of. Both algorithms run through the stage
+`grpo` with the same settings: prompts, samples, lengths, learning rate, seeds; each run is a process of its own. `ratio`
+is PPO's seconds per step over GRPO's (above 1: GRPO is faster) with the lowest and highest over the seeds; it includes
+what GRPO saves by leaving out groups without a difference. `training` compares tokens trained per second, without
+sampling and without that. `memory` is the ratio of peak memory over what the process held before the run, read from
+Linux's /proc. Rewards are the mean over a step's samples. Writes `benchmarks/results/grpo_vs_ppo.json`. Not covered: PPO
+with a value network smaller than the policy, or with shared weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import throughline  # isort: skip  # Sets how torch's threads wait, before torch is loaded.
+
+import torch
+
+from throughline.base.files import read_json, read_jsonl, write_json, write_jsonl
+from throughline.corpus import tokenizer as tokenizers
+from throughline.corpus.generators import arithmetic
+from throughline.corpus.generators.config import GeneratorConfig
+from throughline.corpus.generators.generate import GRADERS
+from throughline.corpus.generators.instance import collect, random_for, rows
+from throughline.grading.config import DEFAULT_DEFINITIONS, GradersConfig
+from throughline.grading.stage import graders
+from throughline.model.checkpoint import save_checkpoint
+from throughline.model.config import ModelConfig
+from throughline.model.decoder import Decoder
+from throughline.posttrain.config import GRPOConfig, SFTConfig
+from throughline.posttrain.stage import grpo, sft
+from throughline.store.artifact import Artifact, content_digest
+from throughline.store.context import Context
+from throughline.training.config import OptimizerConfig
+
+RESULT = Path(__file__).resolve().parent / "results" / "grpo_vs_ppo.json"
+ALGORITHMS = ("grpo", "ppo")
+FULL: dict[str, Any] = {
+    "seeds": 3,
+    "shape": {"hidden_size": 192, "num_hidden_layers": 5, "intermediate_size": 512, "heads": 4},
+    "tasks": 6000,
+    "generator": {"max_terms": 3, "max_value": 20, "max_result": 40},
+    "sft": {"steps": 120, "examples_per_step": 96},
+    "rl": {"steps": 50, "prompts_per_step": 24, "group_size": 8, "max_new_tokens": 32},
+}
+QUICK: dict[str, Any] = {
+    "seeds": 1,
+    "shape": {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 176, "heads": 2},
+    "tasks": 1200,
+    "generator": {"max_terms": 3, "max_value": 9, "max_result": 18},
+    "sft": {"steps": 120, "examples_per_step": 32},
+    "rl": {"steps": 8, "prompts_per_step": 8, "group_size": 4, "max_new_tokens": 24},
+}
+WARMUP = 2
+"""First steps of a run, left out of its times."""
+LAST = 10
+"""Steps at the end of a run whose mean reward is reported."""
+
+
+def artifact(path: Path, stage: str) -> Artifact:
+    """The files below `path` as an artifact."""
+    digest = content_digest(path)
+    manifest = {"stage": stage, "kind": stage, "identity": digest, "digest": digest, "inputs": {}, "metrics": {}}
+    write_json(path / "artifact.json", manifest)
+    return Artifact.load(path)
+
+
+def context(path: Path, seed: int, threads: int) -> Context:
+    return Context("benchmark", path / "out", path / "state", seed, threads)
+
+
+def prepare(root: Path, settings: dict[str, Any], threads: int) -> dict[str, Path]:
+    """Tasks, audited graders, and a policy that solves some of the tasks."""
+    config = GeneratorConfig(**settings["generator"])
+    for split, count in (("train", settings["tasks"]), ("heldout", 50)):
+        rng = random_for(0, "arithmetic", split)
+        found = collect(lambda rng=rng, split=split: arithmetic.draw(rng, split, config), count, split)
+        write_jsonl(root / "tasks" / f"{split}.jsonl", rows("arithmetic", split, GRADERS["arithmetic"], found))
+    tasks = artifact(root / "tasks", "tasks")
+    texts = [row["responses"][0]["messages"][0]["content"] for row in read_jsonl(root / "tasks" / "train.jsonl")]
+    fast = tokenizers.train(texts, 272)
+    tokenizers.save(fast, root / "tokenizer")
+    shape = settings["shape"]
+    model = ModelConfig(
+        vocab_size=fast.get_vocab_size(),
+        hidden_size=shape["hidden_size"],
+        intermediate_size=shape["intermediate_size"],
+        num_hidden_layers=shape["num_hidden_layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["heads"],
+        head_dim=shape["hidden_size"] // shape["heads"],
+        max_position_embeddings=128,
+    )
+    save_checkpoint(Decoder(model).initialize(torch.Generator().manual_seed(0)), root / "tokenizer", root / "base")
+    settings["parameters"] = model.parameters()
+    definitions = {"final_answer": DEFAULT_DEFINITIONS["final_answer"]}
+    audited = context(root / "graders", 0, threads)
+    graders(GradersConfig(definitions=definitions, required=("final_answer",)), {"tasks": tasks}, audited)
+    taught = context(root / "sft", 0, threads)
+    lesson = SFTConfig(
+        **settings["sft"],
+        sequence_length=128,
+        shares={"arithmetic": 1.0},
+        styles={"think": 1.0, "direct": 0.0},
+        optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3),
+    )
+    sft(lesson, {"tasks": tasks, "base": artifact(root / "base", "base")}, taught)
+    artifact(audited.out, "graders")
+    artifact(taught.out, "sft")
+    return {"tasks": root / "tasks", "graders": audited.out, "policy": taught.out}
+
+
+def work(job: dict[str, Any]) -> None:
+    """One run in this process: step times, rewards and peak memory go to `job["result"]`."""
+    torch.set_num_threads(job["threads"])
+    inputs = {name: Artifact.load(Path(path)) for name, path in job["inputs"].items()}
+    config = GRPOConfig(
+        algorithm=job["algorithm"],
+        shares={"arithmetic": 1.0},
+        learning_rate=5e-4,
+        **job["rl"],
+    )
+    ctx = context(Path(job["directory"]), job["seed"], job["threads"])
+    forget_peak()
+    before = resident("VmRSS")
+    grpo(config, inputs, ctx)
+    held = resident("VmHWM") - before
+    curve = read_jsonl(ctx.out / "log" / "metrics.jsonl")
+    steps = [
+        {
+            "sampling": row["seconds_sampling"],
+            "training": row["tokens"] / row["tokens_per_second"] if row["tokens"] else 0.0,
+            "tokens": row["tokens"],
+            "reward": row["reward"],
+        }
+        for row in curve
+    ]
+    write_json(Path(job["result"]), {"peak": held, "steps": steps})
+
+
+def forget_peak() -> None:
+    """Let the peak of this process's resident size start again from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident(name: str) -> int:
+    """This process's resident size (VmRSS) or its peak (VmHWM), in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """`work` in a process of its own."""
+    subprocess.run([sys.executable, __file__, "--job", json.dumps(job)], check=True)
+    return dict(read_json(Path(job["result"])))
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"ratio": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def measure(settings: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Every seed with both algorithms, one after the other."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ALGORITHMS}
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        inputs = {name: str(path) for name, path in prepare(root, settings, threads).items()}
+        job = {"inputs": inputs, "rl": settings["rl"], "threads": threads}
+        for seed in range(settings["seeds"]):
+            # Who goes first changes with the seed, so that neither profits from a machine that warms up.
+            for name in ALGORITHMS if seed % 2 == 0 else ALGORITHMS[::-1]:
+                place = root / f"{name}-{seed}"
+                result = str(root / f"{name}-{seed}.json")
+                done = run({**job, "algorithm": name, "seed": seed, "directory": str(place), "result": result})
+                steps = done["steps"][WARMUP:]
+                runs[name].append(
+                    {
+                        "seed": seed,
+                        "seconds_per_step": statistics.median(step["sampling"] + step["training"] for step in steps),
+                        "seconds_sampling": statistics.median(step["sampling"] for step in steps),
+                        "seconds_training": statistics.median(step["training"] for step in steps),
+                        "training_tokens": statistics.median(step["tokens"] for step in steps),
+                        "training_tokens_per_second": sum(step["tokens"] for step in steps)
+                        / max(sum(step["training"] for step in steps), 1e-9),
+                        "peak_bytes": done["peak"],
+                        "reward_first": statistics.fmean(step["reward"] for step in done["steps"][:LAST]),
+                        "reward_last": statistics.fmean(step["reward"] for step in done["steps"][-LAST:]),
+                        "reward_curve": [round(step["reward"], 4) for step in done["steps"]],
+                    }
+                )
+                print(
+                    f"seed {seed} {name}: {runs[name][-1]['seconds_per_step']:.2f} s per step, "
+                    f"{runs[name][-1]['peak_bytes'] / 2**20:.0f} MiB, reward {runs[name][-1]['reward_first']:.2f} -> "
+                    f"{runs[name][-1]['reward_last']:.2f}",
+                    flush=True,
+                )
+    pairs = list(zip(runs["grpo"], runs["ppo"], strict=True))
+    return {
+        **spread([b["seconds_per_step"] / a["seconds_per_step"] for a, b in pairs]),
+        "n": len(pairs),
+        "what": "PPO's seconds per step over GRPO's; above 1, GRPO is faster",
+        "memory": spread([b["peak_bytes"] / a["peak_bytes"] for a, b in pairs]),
+        "training": spread([a["training_tokens_per_second"] / b["training_tokens_per_second"] for a, b in pairs]),
+        "grpo": runs["grpo"],
+        "ppo": runs["ppo"],
+        "settings": {**settings, "threads": threads, "warmup_steps": WARMUP, "learning_rate": 5e-4},
+        "versions": {
+            "throughline": throughline.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one seed and a small model; writes no result")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        work(json.loads(arguments.job))
+        return
+    torch.set_num_threads(arguments.threads)
+    result = measure(dict(QUICK if arguments.quick else FULL), arguments.threads)
+    print(
+        f"a PPO step takes {result['ratio']:.2f} times as long as GRPO's ({result['low']:.2f} to {result['high']:.2f}, "
+        f"n = {result['n']}), training alone {result['training']['ratio']:.2f}, memory {result['memory']['ratio']:.2f}"
+    )
+    out = arguments.out or (None if arguments.quick else RESULT)
+    if out is not None:
+        write_json(out, result)
+
+
+if __name__ == "__main__":
+    main()
