@@ -17,11 +17,9 @@ from throughline import cli
 from throughline.base.errors import UserError
 from throughline.base.files import read_json, read_jsonl
 from throughline.commands.run import Request, parse_columns, run_command
-from throughline.store.lease import Lease
 from throughline.store.store import Store
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
-HH = GSM8K.parents[1] / "hh-rlhf" / "harmless-base-test.jsonl.gz"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not here")
 SFT = ("steps=3", "examples_per_step=4", "overlong=drop", "runtime.save_every=1", "data.limit=30")
 VOWEL = """
@@ -174,45 +172,30 @@ main()
 
 
 @needs_gsm8k
-def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(model, tmp_path):
-    words = [
-        "sft",
-        "--model",
-        model,
-        "--data",
-        GSM8K,
-        "--columns",
-        "prompt=question,completion=answer",
-        "--threads",
-        "1",
-    ]
-    for setting in ("steps=12", *SFT[1:]):
-        words += ["--set", setting]
-
-    def start(out):
-        command = [sys.executable, "-c", COMMAND, *map(str, words), "--out", str(out)]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    undisturbed, killed = start(tmp_path / "a"), start(tmp_path / "b")
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "b").glob("work/sft-*/state/*")):
+def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(model, questions, tmp_path):
+    settings = ("steps=12", *SFT[1:])
+    columns = "prompt=question,completion=answer"
+    words = ["sft", "--model", model, "--data", questions, "--out", tmp_path / "killed", "--columns", columns]
+    words += ["--threads", 1, *(word for setting in settings for word in ("--set", setting))]
+    command = [sys.executable, "-c", COMMAND, *map(str, words)]
+    killed = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    undisturbed, _ = tune("sft", model, questions, tmp_path / "undisturbed", *settings, columns=columns)
+    deadline = time.monotonic() + 90
+    while not list((tmp_path / "killed").glob("work/sft-*/state/*")):
         assert time.monotonic() < deadline and killed.poll() is None
         time.sleep(0.02)
     time.sleep(0.3)
     # A second process on the same directory is turned away while the first one lives.
-    with pytest.raises(UserError, match=r"in use by process \d+ .*--out"), Lease(tmp_path / "b"):
-        pass
+    with pytest.raises(UserError, match=rf"in use by process {killed.pid} .*--out"):
+        tune("sft", model, questions, tmp_path / "killed", *settings, columns=columns)
     os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    resumed = start(tmp_path / "b")
-    out, err = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, err
-    assert "[5] sft: an earlier attempt did not finish" in err
-    _, err = undisturbed.communicate(timeout=120)
-    assert undisturbed.returncode == 0, err
-    digests = [Store(tmp_path / name).artifacts("sft")[0].digest for name in "ab"]
+    killed.communicate()
+    assert not (tmp_path / "killed" / "model").exists()
+    resumed, said = tune("sft", model, questions, tmp_path / "killed", *settings, columns=columns)
+    assert said[0] == "[5] sft: an earlier attempt did not finish" and ran(resumed) == {"data": False, "sft": True}
+    digests = [Store(tmp_path / name).artifacts("sft")[0].digest for name in ("undisturbed", "killed")]
     assert digests[0] == digests[1]
-    assert [row["step"] for row in read_jsonl(tmp_path / "b/model/log/metrics.jsonl")] == list(range(12))
+    assert [row["step"] for row in read_jsonl(tmp_path / "killed/model/log/metrics.jsonl")] == list(range(12))
 
 
 def test_mistakes_are_told_before_anything_is_computed(model, tmp_path, monkeypatch, capsys):
