@@ -35,7 +35,6 @@ from throughline.training.config import OptimizerConfig, TrainConfig
 from throughline.training.conversations import families_of
 from throughline.training.guards import Guard
 from throughline.training.loop import train
-from throughline.training.objectives import Objective
 
 
 def refuse_bad_graders(graders: Artifact, names: set[str]) -> None:
@@ -90,7 +89,7 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
             "reference": load_model(start, ctx.device).eval() if config.kl_coefficient else None,
             "drawer": drawer,
         }
-        objective: Objective = GRPO(config.clip_low, config.clip_high, config.temperature)
+        objective: Any = GRPO.from_config(config)
         if config.algorithm == "ppo":
             critic = ActorCritic(policy, ScoreModel(load_model(start, ctx.device)))
             trained: Any = critic

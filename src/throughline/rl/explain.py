@@ -23,6 +23,8 @@ HEARD = (
     ("entropy", "entropy"),
     ("policy_kl", "KL to the sampling policy"),
     ("reference_kl", "KL to the reference"),
+    ("importance_mean", "importance weight"),
+    ("value_loss", "value loss"),
 )
 """Metrics of the objective that a step's line carries, and their words."""
 FLAT = 0.8

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from throughline.model.heads import ScoreModel
 from throughline.model.language_model import LanguageModel
-from throughline.rl.examples import map_examples
+from throughline.rl.examples import map_examples, with_extra
 from throughline.rl.explain import StepFacts, explain_values
+from throughline.rl.losses import gae, value_loss
 from throughline.rl.ppo_config import PPOConfig
 from throughline.rl.rollout import RolloutSource, Trainable
 from throughline.rl.sampler import Rollout
@@ -59,66 +60,34 @@ def value_examples(model: ScoreModel, examples: Sequence[Example], row_length: i
     return map_examples(model, examples, lambda batch: score_values(model, batch), row_length, rows)
 
 
-def token_advantages(
-    reward: float, values: Sequence[float], discount: float, trace: float
-) -> tuple[list[float], list[float]]:
-    """(advantages, returns) of one answer's tokens, whose only reward comes with the last of them.
-
-    Generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, equation 16); a return is advantage plus
-    value.
-    """
-    rewards = [0.0] * (len(values) - 1) + [reward]
-    advantages = gae(rewards, values, discount, trace)
-    return advantages, [a + v for a, v in zip(advantages, values, strict=True)]
-
-
-def gae(rewards: Sequence[float], values: Sequence[float], discount: float, trace: float) -> list[float]:
-    """A_t = delta_t + (discount trace) A_{t+1}, delta_t = r_t + discount V_{t+1} - V_t, nothing after the end."""
-    advantages = [0.0] * len(values)
-    following, after = 0.0, 0.0
-    for place in range(len(values) - 1, -1, -1):
-        delta = rewards[place] + discount * following - values[place]
-        after = delta + discount * trace * after
-        advantages[place], following = after, values[place]
-    return advantages
-
-
-def whiten(rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    """All numbers of all rows together, brought to mean 0 and deviation 1."""
-    flat = [value for row in rows for value in row]
-    if not flat:
-        return [list(row) for row in rows]
-    mean = math.fsum(flat) / len(flat)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in flat) / len(flat))
-    return [[(value - mean) / (deviation + 1e-8) for value in row] for row in rows]
+def whiten(values_M: Tensor) -> Tensor:
+    """The values brought to mean 0 and deviation 1."""
+    return (values_M - values_M.mean()) / (values_M.std(correction=0) + 1e-8) if len(values_M) else values_M
 
 
 def with_values(
     examples: Sequence[Example], rewards: Sequence[float], values: Sequence[Sequence[float]], config: PPOConfig
 ) -> list[Example]:
-    """The examples with extras "advantages", "returns" and "old_values" from the values before each of their ids."""
+    """The examples with extras "advantages", "returns" and "old_values" from the values before each of their ids.
+
+    An answer's only reward comes with the last token the policy chose; nothing is expected after it.
+    """
     chosen = [[n for n, weight in enumerate(example.weights) if weight] for example in examples]
-    found = [
-        token_advantages(reward, [row[n] for n in places], config.discount, config.trace)
-        for reward, row, places in zip(rewards, values, chosen, strict=True)
-    ]
-    advantages = [advantage for advantage, _ in found]
+    owners = torch.tensor([number for number, places in enumerate(chosen) for _ in places])
+    before = torch.tensor([row[n] for row, places in zip(values, chosen, strict=True) for n in places]).double()
+    earned = torch.zeros_like(before)
+    ends = torch.tensor([len(places) for places in chosen]).cumsum(0) - 1
+    earned[ends] = torch.tensor(list(rewards)).double()
+    advantages, returns = gae(earned, before, owners, config.discount, config.trace)
     if config.whiten:
         advantages = whiten(advantages)
-    return [
-        replace(
-            example,
-            extras={
-                **example.extras,
-                "advantages": spread(len(example.tokens), places, advantage),
-                "returns": spread(len(example.tokens), places, returns),
-                "old_values": [value if weight else 0.0 for value, weight in zip(row, example.weights, strict=True)],
-            },
-        )
-        for example, places, advantage, (_, returns), row in zip(
-            examples, chosen, advantages, found, values, strict=True
-        )
-    ]
+    found = []
+    for example, places, end in zip(examples, chosen, ends.tolist(), strict=True):
+        part = slice(end + 1 - len(places), end + 1)
+        extras = {"advantages": advantages, "returns": returns, "old_values": before}
+        rows = {name: spread(len(example.tokens), places, column[part].tolist()) for name, column in extras.items()}
+        found.append(with_extra(example, **rows))
+    return found
 
 
 def spread(length: int, places: Sequence[int], values: Sequence[float]) -> list[float]:
@@ -187,7 +156,7 @@ class PPO:
         values, index = score_values(model.value, batch)
         assert batch.weights_BT is not None
         weights = batch.weights_BT.reshape(-1)[index]
-        losses = clipped_value_loss(
+        losses = value_loss(
             values,
             batch.extras["old_values"].reshape(-1)[index],
             batch.extras["returns"].reshape(-1)[index],
@@ -196,9 +165,3 @@ class PPO:
         error = (losses * weights).sum()
         metrics = {**metrics, "value_loss": float(error.detach()) / max(normalizer, 1e-9)}
         return total + self.config.value_coefficient * error, normalizer, metrics
-
-
-def clipped_value_loss(values_M: Tensor, old_values_M: Tensor, returns_M: Tensor, clip: float) -> Tensor:
-    """Half the larger of the squared errors of the value and of the value held within `clip` of its old one."""
-    held = old_values_M + (values_M - old_values_M).clamp(-clip, clip)
-    return 0.5 * torch.maximum((values_M - returns_M) ** 2, (held - returns_M) ** 2)

@@ -28,7 +28,7 @@ from throughline.grading.reward import (
 )
 from throughline.grading.tasks import Task
 from throughline.inference.engine import Completion, Sampling, TorchEngine
-from throughline.rl.advantage import batch_advantages, group_advantages
+from throughline.rl.advantage import batch_advantages, flat
 from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.group import Group, pack_group, tokens_of, unpack_group
 from throughline.rl.mismatch import Mismatch, measure_mismatch
@@ -185,7 +185,7 @@ class Sampler:
 
 def differs(rewards: Sequence[float | None]) -> bool:
     """Whether a group's rewards carry a signal."""
-    return any(group_advantages(rewards))
+    return not flat([reward for reward in rewards if reward is not None])
 
 
 def compare(groups: Sequence[Group], config: PolicyGradientConfig) -> list[Group]:
