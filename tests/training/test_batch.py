@@ -52,3 +52,14 @@ def test_the_first_id_of_a_sequence_is_never_a_label():
 def test_a_sequence_longer_than_a_row_is_refused():
     with pytest.raises(UserError, match="sequence_length"):
         assign_rows([5, 61], 60)
+
+
+def test_a_batch_moves_whole_to_a_device():
+    example = Example([10, 11, 12], [0.0, 1.0, 1.0], {"advantages": [0.0, 1.0, 2.0]}, {"normalizer": 2.0})
+    batch = build_batch([[example, example], [example]])
+    assert batch.to("cpu") is batch
+    moved = batch.to("meta")
+    tensors = [moved.tokens_BT, moved.positions_BT, moved.sequences_BT, moved.weights_BT]
+    tensors += [moved.extras["advantages"], moved.scalars["normalizer"]]
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+    assert moved.tokens_BT.shape == batch.tokens_BT.shape

@@ -187,11 +187,12 @@ def with_reference(model: LanguageModel, groups: Sequence[Group], ctx: Context) 
     saved = ctx.state / "reference.json"
     if not saved.exists():
         model.eval()
+        device = next(model.parameters()).device
         sums: list[float] = []
         with ctx.progress("scoring with the reference", len(groups)) as bar:
             for first in range(0, len(groups), REFERENCE_ROWS):
                 some = groups[first : first + REFERENCE_ROWS]
-                sums += gather_answers(model, build_batch(some), with_reference=False).logprobs_N.tolist()
+                sums += gather_answers(model, build_batch(some).to(device), with_reference=False).logprobs_N.tolist()
                 bar.advance(len(some))
         write_json(saved, sums)
     found = iter(read_json(saved))

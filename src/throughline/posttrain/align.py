@@ -49,13 +49,14 @@ def with_reference(
 ) -> list[tuple[Example, Example]]:
     """Pairs of examples, each carrying the reference policy's summed log-prob of its answer."""
     pairs = []
+    device = next(model.parameters()).device
     for number, row in enumerate(rows):
         prompt = row["input"]["messages"]
         sides = [
             message_example(tokenizer, [*prompt, *row[side]], f"preference row {number}")
             for side in ("preferred_output", "non_preferred_output")
         ]
-        batch = build_batch([sides])
+        batch = build_batch([sides]).to(device)
         scores = score_tokens(model, batch)
         sums = sum_by_sequence(scores.logprobs_M * scores.weights_M, scores, batch).tolist()
         chosen, rejected = (

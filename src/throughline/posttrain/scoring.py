@@ -50,12 +50,8 @@ def score_conversations(
     order = sorted(range(len(rendered)), key=lambda number: (len(rendered[number]), number))
     for start in range(0, len(order), ROWS):
         chosen = order[start : start + ROWS]
-        batch = build_batch([[Example(rendered[i], [1.0] * len(rendered[i]))] for i in chosen])
-        hidden = model(
-            batch.tokens_BT.to(device),
-            positions_BT=None if batch.positions_BT is None else batch.positions_BT.to(device),
-            mask=None if (mask := batch.mask()) is None else mask.to(device),
-        )
+        batch = build_batch([[Example(rendered[i], [1.0] * len(rendered[i]))] for i in chosen]).to(device)
+        hidden = model(batch.tokens_BT, positions_BT=batch.positions_BT, mask=batch.mask())
         last = torch.tensor([len(rendered[i]) - 1 for i in chosen], device=hidden.device)
         values = model.score(hidden[torch.arange(len(chosen), device=hidden.device), last])[:, 0]
         for number, value in zip(chosen, values.float().tolist(), strict=True):

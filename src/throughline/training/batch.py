@@ -56,6 +56,23 @@ class Batch:
         same = self.sequences_BT[:, :, None] == self.sequences_BT[:, None, :]
         return (same & torch.ones(length, length, dtype=torch.bool, device=same.device).tril())[:, None]
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`; itself when it is there already."""
+        if self.tokens_BT.device == torch.device(device):
+            return self
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return Batch(
+            self.tokens_BT.to(device, non_blocking=True),
+            move(self.positions_BT),
+            move(self.sequences_BT),
+            move(self.weights_BT),
+            {name: value.to(device, non_blocking=True) for name, value in self.extras.items()},
+            {name: value.to(device, non_blocking=True) for name, value in self.scalars.items()},
+        )
+
     @property
     def token_count(self) -> int:
         """Ids that are not empty."""

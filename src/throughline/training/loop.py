@@ -68,11 +68,11 @@ def accumulate(
     """
     normalizer = 0.0
     metrics: dict[str, float] = {}
-    device = next(model.parameters()).device.type
-    lower = torch.autocast(device, torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
+    device = next(model.parameters()).device
+    lower = torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
     for batch in own_share(batches):
         with lower:
-            total, count, values = objective.loss(model, batch)
+            total, count, values = objective.loss(model, batch.to(device))
         torch.autograd.backward(total)
         normalizer += count
         for name, value in values.items():
