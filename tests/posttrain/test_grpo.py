@@ -2,8 +2,11 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.support import make_artifact, make_context
 from tests.support_stages import OFTEN, Killed, assert_checkpoint, changed_weights, check_training_stage, cut_off
@@ -14,6 +17,8 @@ from throughline.inference.engine import TorchEngine
 from throughline.posttrain import grpo as module
 from throughline.posttrain.config import GRPOConfig
 from throughline.posttrain.stage import grpo
+from throughline.rl.rollout_config import RolloutConfig, RolloutRuntime
+from throughline.store.artifact import content_digest
 
 CONFIG = GRPOConfig(
     steps=6,
@@ -135,3 +140,89 @@ def test_missing_files_are_named(world, tmp_path, role, file):
     inputs = {**world, role: make_artifact(tmp_path / "empty")}
     with pytest.raises(UserError, match=rf"no file .*{re.escape(file)}.*Fix: "):
         grpo(CONFIG, inputs, make_context(tmp_path / "c"))
+
+
+EVERYTHING = CONFIG.model_copy(
+    update={
+        "updates_per_rollout": 2,
+        "dynamic_sampling": 1,
+        "kl_coefficient": 0.02,
+        "importance_correction": "token_truncate",
+        "rollout": RolloutConfig(staleness=1, old_logprobs="trainer", no_think_share=0.25),
+    }
+)
+
+
+def test_every_switch_together_survives_a_crash(world, tmp_path):
+    done = check_training_stage(grpo, EVERYTHING, world, tmp_path, 6)
+    rows = read_jsonl(done.out / "log/metrics.jsonl")
+    assert [row["rollout/age"] for row in rows] == [0, 1, 2, 3, 2, 3]
+    assert all({"reference_kl", "importance_mean", "policy_kl", "entropy"} <= row.keys() for row in rows)
+    assert all(row["rollout/mismatch_max"] < 1e-4 for row in rows)
+    lines = (done.out / "log/why.txt").read_text().splitlines()
+    assert all("KL to the reference" in line and "importance weight" in line for line in lines)
+    assert "policy 0 of age 1; update 2 on this rollout" in lines[1]
+    trained = read_jsonl(done.out / "log/trained.jsonl")
+    assert {row["step"] for row in trained} == set(range(6)) and {row["rollout"] for row in trained} == {0, 1, 2}
+
+
+def test_the_background_changes_no_byte(world, tmp_path):
+    digests = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for background in ("off", "thread", "process"):
+            runtime = RolloutRuntime(background=background)
+            rollout = RolloutConfig(staleness=1, runtime=runtime)
+            context = make_context(tmp_path / background, threads=1)
+            grpo(CONFIG.model_copy(update={"rollout": rollout, "steps": 4}), world, context)
+            digests[background] = content_digest(context.out)
+    finally:
+        torch.set_num_threads(threads)
+    assert digests["off"] == digests["thread"] == digests["process"]
+
+
+def test_ppo_trains_policy_and_value_network_and_survives_a_crash(world, tmp_path):
+    config = CONFIG.model_copy(update={"algorithm": "ppo"})
+    done = check_training_stage(grpo, config, world, tmp_path, 6)
+    assert changed_weights(world["policy"].path, done.out)
+    assert read_json(done.out / "value/config.json")["architectures"] == ["Qwen3ForSequenceClassification"]
+    assert "score.weight" in load_file(done.out / "value/model.safetensors")
+    rows = read_jsonl(done.out / "log/metrics.jsonl")
+    assert all(0 <= row["value_loss"] < 10 and row["value_explained"] <= 1 for row in rows)
+    # Unlike GRPO it is trained on every answer.
+    assert len(read_jsonl(done.out / "log/trained.jsonl")) == 6 * 36
+    assert "learning from every graded answer" in (done.out / "log/why.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"importance_correction": "token_mask"}, "nothing to correct"),
+        ({"rollout": RolloutConfig(staleness=1, old_logprobs="trainer")}, "would be biased"),
+        ({"rollout": RolloutConfig(runtime=RolloutRuntime(background="thread"))}, "nothing may be drawn ahead"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_with_the_fix(world, tmp_path, changes, words):
+    with pytest.raises(UserError, match=rf"{words}.*Fix: set "):
+        grpo(CONFIG.model_copy(update=changes), world, make_context(tmp_path))
+
+
+def test_ppo_refuses_what_only_groups_have():
+    with pytest.raises(ValueError, match="the value network is the baseline"):
+        GRPOConfig(algorithm="ppo", dynamic_sampling=2)
+
+
+def test_a_sampler_that_computes_something_else_stops_the_run(world, tmp_path, monkeypatch):
+    plain = TorchEngine.generate
+
+    def skewed(self, *arguments, **options):
+        groups = plain(self, *arguments, **options)
+        return [[replace(c, logprobs=[v - 0.8 for v in c.logprobs]) for c in group] for group in groups]
+
+    monkeypatch.setattr(TorchEngine, "generate", skewed)
+    context = make_context(tmp_path)
+    with pytest.raises(UserError, match=r"sampler and trainer differ by .* nats per token at equal weights.*Fix: "):
+        grpo(CONFIG, world, context)
+    actions = [row["action"] for row in read_jsonl(context.out / "log/guards.jsonl")]
+    assert actions[-1] == "stop" and len(actions) <= 3
