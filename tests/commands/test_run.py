@@ -97,6 +97,28 @@ def test_sft_runs_once_says_why_it_runs_again_and_loads(model, tmp_path):
 
 
 @needs_gsm8k
+def test_an_adapter_is_trained_alone_and_saved_for_peft_and_merged(model, tmp_path):
+    pytest.importorskip("peft")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    words = (*SFT, "adapter.rank=4", "optimizer.learning_rate=0.01")
+    done, _ = tune("sft", model, GSM8K, tmp_path, *words, columns="prompt=question,completion=answer")
+    assert ran(done)["sft"]
+    base = AutoModelForCausalLM.from_pretrained(model)
+    merged = loads(tmp_path / "model")[0]
+    ids = torch.arange(10, 30)[None]
+    with torch.no_grad():
+        before, after = base(ids).logits, merged(ids).logits
+        adapted = PeftModel.from_pretrained(base, tmp_path / "model" / "adapter")(ids).logits
+    assert float((after - before).abs().max()) > 1e-3
+    torch.testing.assert_close(adapted, after, atol=1e-4, rtol=1e-4)
+    for name, tensor in AutoModelForCausalLM.from_pretrained(model).state_dict().items():
+        if "_proj" not in name:
+            assert torch.equal(tensor, merged.state_dict()[name]), f"{name} is no linear layer and was trained"
+
+
+@needs_gsm8k
 def test_grpo_audits_tries_out_runs_and_explains_itself(model, questions, tmp_path, capsys):
     settings = ("steps=2", "max_new_tokens=24", "prompts_per_step=2", "group_size=4")
     done, _ = tune("grpo", model, questions, tmp_path, *settings, columns="prompt=question", grader="gsm8k")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from throughline.base.config import Config
+from throughline.model.adapter_config import LoRAConfig
 from throughline.posttrain.config import GRPOConfig
 from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainRuntime
 
@@ -66,6 +67,9 @@ class TuneConfig(Config):
 class FineTuneConfig(TuneConfig):
     """`throughline sft`."""
 
+    adapter: LoRAConfig | None = None
+    """Train a low-rank adapter in place of the whole model, as in `--set adapter.rank=8`."""
+
     examples_per_step: int = Field(default=32, ge=1)
     """Conversations per optimizer step."""
     rows_per_batch: int = Field(default=8, ge=1)
@@ -89,6 +93,9 @@ class RewardModelConfig(TuneConfig):
 
 class PreferenceConfig(TuneConfig):
     """`throughline dpo`."""
+
+    adapter: LoRAConfig | None = None
+    """Train a low-rank adapter in place of the whole model, as in `--set adapter.rank=8`."""
 
     loss: Literal[
         "dpo",

@@ -31,6 +31,7 @@ from throughline.training.finetune import position_limit
 from throughline.training.loop import train
 from throughline.training.objectives import Objective, build_objective
 from throughline.training.objectives.preference import gather_answers
+from throughline.training.policy import load_policy, save_policy
 from throughline.training.sources import ExampleSource, PairSource
 
 Row = dict[str, Any]
@@ -60,7 +61,7 @@ def dpo(config: PreferenceConfig, inputs: Mapping[str, Artifact], ctx: Context) 
     rows = read_jsonl(inputs["data"] / "rows.jsonl")
     groups, names = kto_groups(rows, start, config, ctx) if config.loss == "kto" else pair_groups(rows, start, ctx)
     kept, counts = fit(groups, names, room(start, config), config, position_limit(start))
-    model = load_model(start, ctx.device)
+    model = load_policy(start, config.adapter, ctx.device)
     if config.loss not in WITHOUT_REFERENCE:
         kept = with_reference(model, kept, ctx)
     source = PairSource(
@@ -70,7 +71,7 @@ def dpo(config: PreferenceConfig, inputs: Mapping[str, Artifact], ctx: Context) 
         config.pairs_per_batch,
     )
     last, steps = run(model, objective, source, len(kept), config.pairs_per_step, config, ctx, config.loss)
-    save_checkpoint(model, start, ctx.out)
+    save_policy(model, start, ctx.out)
     write_json(ctx.out / "training.json", {"rows": len(kept), "steps": steps, "loss": config.loss, **counts})
     shown = {name: last[name] for name in ("loss", "accuracy", "chosen_reward", "rejected_reward") if name in last}
     ctx.metrics.summary(**shown, rows=len(kept), steps=steps)

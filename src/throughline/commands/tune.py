@@ -2,7 +2,7 @@
 
     throughline sft --model DIR --data train.jsonl --out runs/mine
 
-Not covered: adapters, several files with shares of their own.
+Not covered: several files with shares of their own.
 """
 
 from __future__ import annotations
@@ -36,5 +36,5 @@ def sft(config: FineTuneConfig, inputs: Mapping[str, Artifact], ctx: Context) ->
     tokens = sum(len(example.tokens) for (example,) in kept)
     write_json(ctx.out / "training.json", {"rows": len(kept), "tokens": tokens, "steps": steps, **counts})
     found = {"rows": [example for (example,) in kept]}
-    last, _ = fine_tune(model, found, {"rows": 1.0}, config, ctx, "fine-tuning", steps, limit)
+    last, _ = fine_tune(model, found, {"rows": 1.0}, config, ctx, "fine-tuning", steps, limit, config.adapter)
     ctx.metrics.summary(loss=last["loss"], rows=len(kept), steps=steps)

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from throughline.base.config import Config
 from throughline.base.errors import UserError
+from throughline.model.adapter_config import LoRAConfig
 from throughline.model.decoder import Decoder
 from throughline.model.huggingface import HuggingFaceModel
 from throughline.model.language_model import LanguageModel
@@ -31,19 +30,6 @@ from throughline.model.layout import from_huggingface, split_fused_experts
 
 NAME = "default"
 """What `peft` calls an adapter that nobody named."""
-
-
-class LoRAConfig(Config):
-    """The shape of an adapter."""
-
-    rank: int = Field(default=16, ge=1)
-    """Columns of the two thin matrices."""
-    alpha: float = Field(default=32.0, gt=0)
-    """The product of the two is scaled by alpha / rank."""
-    targets: tuple[str, ...] = ()
-    """Names of the linear layers to adapt; empty means every linear layer but the output layer."""
-    seed: int = 0
-    """Seed of the first matrix's random start (the second starts at zero)."""
 
 
 def require_peft() -> Any:

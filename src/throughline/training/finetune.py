@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Protocol
 
 from throughline.base.files import read_json
-from throughline.model.checkpoint import load_model, save_checkpoint
+from throughline.model.adapter_config import LoRAConfig
 from throughline.model.language_model import LanguageModel
 from throughline.store.context import Context
 from throughline.training.batch import Example
 from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, TrainRuntime
 from throughline.training.loop import train
 from throughline.training.objectives import NextToken
+from throughline.training.policy import load_policy, save_policy
 from throughline.training.sources import FamilySource
 
 
@@ -58,12 +59,13 @@ def fine_tune(
     description: str,
     steps: int | None = None,
     row_length: int | None = None,
+    adapter: LoRAConfig | None = None,
 ) -> tuple[dict[str, float], LanguageModel]:
     """Train the checkpoint in `start` and write the result to `ctx.out`; returns the last step's metrics and the model.
 
     `shares` gives each family its part of every step; `steps` and `row_length` go before the settings of that name,
-    for stages that work them out. Raises `UserError` for a family without examples and for an
-    example longer than a row, before the model is loaded.
+    for stages that work them out; with `adapter` only that is trained. Raises `UserError` for a family without examples
+    and for an example longer than a row, before the model is loaded.
     """
     count = steps or config.steps
     if count is None:
@@ -76,8 +78,8 @@ def fine_tune(
         config.rows_per_batch,
         ctx.seed_for("order"),
     )
-    model = load_model(start, ctx.device)
+    model = load_policy(start, adapter, ctx.device)
     settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
     last = train(model, NextToken(), source, count, settings, ctx, description)
-    save_checkpoint(model, start, ctx.out)
+    save_policy(model, start, ctx.out)
     return last, model
