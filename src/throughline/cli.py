@@ -304,7 +304,7 @@ def reward(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a reward model on preference pairs (or labelled answers, with --set loss=pointwise)."""
+    """Train a reward model on pairs (--set loss=pointwise: on labelled answers; loss=process: on labelled steps)."""
     options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed}
     _tune("reward", as_json, overrides, device=device, threads=threads, **options)
 

@@ -11,7 +11,9 @@ from throughline.base.files import read_jsonl
 from throughline.commands.config import PreferenceConfig
 from throughline.commands.preference import objective_of
 from throughline.commands.run import Request, run_command
+from throughline.model.checkpoint import load_tokenizer
 from throughline.posttrain.scoring import score_conversations
+from throughline.training.conversations import steps_example
 from throughline.training.objectives import OBJECTIVES
 
 PAIRS = [
@@ -127,3 +129,51 @@ def test_what_cannot_be_preferred_is_refused(model, tmp_path):
         tune("dpo", model, tmp_path / "b.jsonl", tmp_path / "c", "loss=ppo")
     with pytest.raises(UserError, match="'simpo' does not take these settings"):
         objective_of(PreferenceConfig(loss="simpo", settings={"margin": 1.0}))
+
+
+STEPS = [
+    {"prompt": f"{n}+2+3?", "steps": [f"{n}+2={n + 2}", f"{n + 2}+3={n + 5 + wrong}"], "labels": [True, not wrong]}
+    for n in range(12)
+    for wrong in (0, 4)
+]
+
+
+def test_a_process_reward_model_learns_which_steps_are_right(model, tmp_path):
+    data = write_rows(tmp_path / "steps.jsonl", STEPS)
+    words = ("steps=40", "pairs_per_step=8", "loss=process", "optimizer.learning_rate=0.01")
+    done = tune("reward", model, data, tmp_path / "out", *words)
+    curve = read_jsonl(tmp_path / "out/model/log/metrics.jsonl")
+    assert curve[-1]["loss"] < 0.7 * curve[0]["loss"] and done["metrics"]["rows"] == 24
+    # Two steps per row count, however long they are.
+    assert 0 <= curve[-1]["accuracy"] <= 1
+
+
+def test_the_label_stands_at_the_last_token_of_each_step(model):
+    tokenizer = load_tokenizer(model)
+    prompt = [{"role": "user", "content": "1+2+3?"}]
+    example = steps_example(tokenizer, prompt, ["1+2=3", "3+3=7"], [1.0, 0.0], "\n", "row")
+    ends = [place for place, weight in enumerate(example.weights) if weight]
+    assert [example.extras["label"][place] for place in ends] == [1.0, 0.0]
+    head = len(tokenizer.render(prompt, add_generation_prompt=True))
+    assert tokenizer.decode(example.tokens[head : ends[0] + 1]) == "1+2=3\n"
+    assert tokenizer.decode(example.tokens[ends[0] + 1 : ends[1] + 1]) == "3+3=7\n"
+    # Whatever follows, a step has the same tokens.
+    alone = steps_example(tokenizer, prompt, ["1+2=3"], [1.0], "\n", "row")
+    assert alone.tokens[: ends[0] + 1] == example.tokens[: ends[0] + 1]
+    with pytest.raises(UserError, match="row: step 2 is empty"):
+        steps_example(tokenizer, prompt, ["1", " "], [1.0, 0.0], "\n", "row")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "a?", "steps": ["b"], "labels": [True, False]}, "1 steps have 2 labels"),
+        ({"prompt": "a?", "steps": "b", "labels": [True]}, "no list of texts"),
+        ({"prompt": "a?", "steps": ["b"], "labels": ["yes"]}, "no list of true and false"),
+        ({"prompt": "a?", "steps": ["b"], "labels": [2]}, "outside 0 to 1"),
+    ],
+)
+def test_steps_that_cannot_be_read_are_refused(model, tmp_path, row, message):
+    data = write_rows(tmp_path / "steps.jsonl", [row])
+    with pytest.raises(UserError, match=message):
+        tune("reward", model, data, tmp_path / "out", "loss=process")

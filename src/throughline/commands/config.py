@@ -25,7 +25,7 @@ GRADER = "grader"
 class DataConfig(Config):
     """How a data file is read."""
 
-    purpose: Literal["conversations", "pairs", "labels", "prompts"] = "conversations"
+    purpose: Literal["conversations", "pairs", "labels", "steps", "prompts"] = "conversations"
     """What the rows are for; the command decides it."""
     columns: dict[str, str] = {}
     """Wanted column -> the file's column; what `--columns` gives."""
@@ -81,8 +81,11 @@ class FineTuneConfig(TuneConfig):
 class RewardModelConfig(TuneConfig):
     """`throughline reward`."""
 
-    loss: Literal["bradley_terry", "pointwise"] = "bradley_terry"
-    """Pairs by the Bradley-Terry model (1952), or single answers with a label."""
+    loss: Literal["bradley_terry", "pointwise", "process"] = "bradley_terry"
+    """Pairs by the Bradley-Terry model (1952), single answers with a label, or solutions with a label per step
+    (arXiv:2305.20050)."""
+    separator: str = "\n"
+    """What closes a step (`process`); the score of a step is read at its last token."""
     pairs_per_step: int = Field(default=32, ge=1)
     """Pairs, or labelled answers, per optimizer step."""
     pairs_per_batch: int = Field(default=8, ge=1)

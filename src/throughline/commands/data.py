@@ -57,6 +57,9 @@ def describe(table: Table, found: Normalized, config: DataConfig, digest: str) -
         "left_out": found.counts,
         "characters": {part: quantiles(values) for part, values in lengths.items()},
     }
+    if config.purpose == "steps":
+        marks = [label for row in found.rows for label in row["labels"]]
+        facts["labels"] = {"steps": len(marks), "above_half": sum(mark > 0.5 for mark in marks)}
     if config.purpose == "labels":
         labels = [row["label"] for row in found.rows]
         facts["labels"] = {"above_zero": sum(label > 0 for label in labels), "others": sum(x <= 0 for x in labels)}
@@ -80,6 +83,11 @@ def card(facts: Mapping[str, Any]) -> str:
             for part, values in facts["characters"].items()
         ],
     }
-    tasks = {"pairs": "preference data", "labels": "labelled answers", "prompts": "prompts with references"}
+    tasks = {
+        "pairs": "preference data",
+        "labels": "labelled answers",
+        "steps": "labelled steps",
+        "prompts": "prompts with references",
+    }
     title = f"{facts['file']} as {tasks.get(facts['purpose'], 'conversations')}"
     return dataset_card(title, sections, {"size_categories": [size_category(facts["rows"])]})

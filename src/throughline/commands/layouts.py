@@ -7,10 +7,10 @@
 | conversations (sft) | `messages`, or `conversations`, or `prompt` and `completion` |
 | pairs (reward, dpo) | `prompt`, `chosen`, `rejected`; `chosen` and `rejected` alone, as messages or transcripts; or OpenAI's `input`, `preferred_output`, `non_preferred_output` |
 | labels (dpo with loss=kto, reward with loss=pointwise) | `prompt`, `completion`, `label`; or pairs, each of which makes two |
+| steps (reward with loss=process) | `prompt`, `steps` (a list of texts), `labels` (a list of true/false) |
 | prompts (grpo, reject) | `prompt` or `messages`; every column is `item.<column>` to graders, `answer` is the reference |
 
-Other names are mapped by `columns`. Mistakes are refused with the row they are in. Not covered: steps with labels of
-their own.
+Other names are mapped by `columns`. Mistakes are refused with the row they are in. Not covered: several files at once.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -39,10 +39,17 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("prompt", "chosen", "rejected"),
         ("chosen", "rejected"),
     ),
+    "steps": (("prompt", "steps", "labels"), ("prompt", "completions", "labels")),
     "prompts": (("prompt",), ("messages",)),
 }
 """What a file may hold for each purpose, the columns of one layout together."""
-OPTIONAL = {"conversations": ("id",), "pairs": ("id",), "labels": ("id",), "prompts": ("id", "answer")}
+OPTIONAL = {
+    "conversations": ("id",),
+    "pairs": ("id",),
+    "labels": ("id",),
+    "steps": ("id",),
+    "prompts": ("id", "answer"),
+}
 SYNONYMS = {
     "prompt": ("question", "instruction", "query", "problem", "input", "request", "user", "text"),
     "completion": ("answer", "response", "output", "solution", "target", "reply", "assistant"),
@@ -50,6 +57,8 @@ SYNONYMS = {
     "chosen": ("preferred", "better", "accepted", "response_j", "win", "positive"),
     "rejected": ("dispreferred", "worse", "non_preferred", "response_k", "lose", "negative"),
     "label": ("score", "rating", "is_good", "thumbs_up", "desirable"),
+    "steps": ("completions", "solution_steps", "chain"),
+    "labels": ("ratings", "step_labels", "correct"),
     "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
 }
 SHOWN = 5
@@ -129,7 +138,13 @@ def normalize(table: Table, purpose: str, config: DataConfig) -> Normalized:
     layout = check_columns(table, purpose, config.columns)
     rows = table.rows if config.limit is None else table.rows[: config.limit]
     names = {wanted: config.columns.get(wanted, wanted) for wanted in (*layout, *OPTIONAL[purpose])}
-    convert = {"conversations": _conversation, "pairs": _pair, "labels": _labelled, "prompts": _prompt}[purpose]
+    convert = {
+        "conversations": _conversation,
+        "pairs": _pair,
+        "labels": _labelled,
+        "steps": _steps,
+        "prompts": _prompt,
+    }[purpose]
     paired = purpose == "labels" and "label" not in layout
     convert = _pair if paired else convert
     found: list[Row] = []
@@ -272,6 +287,25 @@ def _labelled(cells: Row, layout: tuple[str, ...], config: DataConfig, place: st
     if not isinstance(value, bool | int | float):
         raise UserError(f"{place}: the label is {cells['label']!r:.40}", "write true or false, or a number")
     return {"prompt": prompt, "completion": completion, "label": float(value)}
+
+
+def _steps(cells: Row, layout: tuple[str, ...], config: DataConfig, place: str) -> Row | str:
+    steps, labels = cells[layout[1]], cells["labels"]
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        raise UserError(f"{place}: {layout[1]!r} is no list of texts", "write one text per step")
+    if not isinstance(labels, list) or not all(isinstance(label, bool | int | float) for label in labels):
+        raise UserError(f"{place}: 'labels' is no list of true and false", "write one label per step")
+    if len(steps) != len(labels):
+        raise UserError(f"{place}: {len(steps)} steps have {len(labels)} labels", "write one label per step")
+    if not all(0 <= label <= 1 for label in labels):
+        raise UserError(f"{place}: a label lies outside 0 to 1", "write true or false, or a share of right rollouts")
+    if not steps or not all(step.strip() for step in steps):
+        return "empty step"
+    return {
+        "prompt": _user(cells["prompt"], config, place),
+        "steps": steps,
+        "labels": [float(label) for label in labels],
+    }
 
 
 def _number(word: str) -> float | None:

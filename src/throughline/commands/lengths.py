@@ -53,7 +53,7 @@ def fit(
         if number not in left:
             kept.append(group)
             continue
-        cut = tuple(Example(item.tokens[:limit], item.weights[:limit], scalars=item.scalars) for item in group)
+        cut = tuple(_cut(item, limit) for item in group)
         if config.overlong == "truncate" and all(any(item.weights) for item in cut):
             counts["cut"] += 1
             kept.append(cut)
@@ -63,6 +63,11 @@ def fit(
     if not kept:
         raise UserError(f"All {len(groups)} rows are longer than {limit} tokens", "raise sequence_length")
     return kept, {why: count for why, count in counts.items() if count}
+
+
+def _cut(item: Example, limit: int) -> Example:
+    extras = {name: values[:limit] for name, values in item.extras.items()}
+    return Example(item.tokens[:limit], item.weights[:limit], extras, item.scalars)
 
 
 def steps_of(config: TuneConfig, rows: int, per_step: int) -> int:

@@ -4,8 +4,9 @@
     throughline dpo --model DIR --data pairs.jsonl --out runs/mine --set loss=simpo
 
 The reference policy of DPO, IPO and KTO is the model one starts from; its log-probs are computed once, before the first
-step. KTO's estimate of the KL takes, for every answer, one that was given to another prompt. Not covered: process
-reward models, references other than the start.
+step. KTO's estimate of the KL takes, for every answer, one that was given to another prompt. A process reward model
+(`reward --set loss=process`) scores each step of a solution at its last token. Not covered: references other than the
+start.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from throughline.store.artifact import Artifact
 from throughline.store.context import Context
 from throughline.training.batch import Example, build_batch
 from throughline.training.config import TrainConfig
-from throughline.training.conversations import completion_example
+from throughline.training.conversations import completion_example, steps_example
 from throughline.training.finetune import position_limit
 from throughline.training.loop import train
 from throughline.training.objectives import Objective, build_objective
@@ -82,12 +83,18 @@ def reward(config: RewardModelConfig, inputs: Mapping[str, Artifact], ctx: Conte
     start = inputs["model"].path
     rows = read_jsonl(inputs["data"] / "rows.jsonl")
     limit = room(start, config)
-    groups, names = label_groups(rows, start, ctx) if config.loss == "pointwise" else pair_groups(rows, start, ctx)
+    if config.loss == "process":
+        groups, names = step_groups(rows, start, config, ctx)
+    else:
+        groups, names = label_groups(rows, start, ctx) if config.loss == "pointwise" else pair_groups(rows, start, ctx)
     kept, counts = fit(groups, names, limit, config, position_limit(start))
     seed = ctx.seed_for("order")
-    if config.loss == "pointwise":
-        binary = all(0 <= row["label"] <= 1 for row in rows)
-        objective = build_objective("pointwise", kind="logistic" if binary else "squared")
+    if config.loss != "bradley_terry":
+        if config.loss == "process":
+            objective = build_objective("process_reward")
+        else:
+            binary = all(0 <= row["label"] <= 1 for row in rows)
+            objective = build_objective("pointwise", kind="logistic" if binary else "squared")
         answers = [example for (example,) in kept]
         source: Any = ExampleSource(answers, config.pairs_per_step, limit, config.pairs_per_batch, seed)
     else:
@@ -142,6 +149,20 @@ def label_groups(rows: Sequence[Row], start: Any, ctx: Context) -> tuple[list[Gr
         for row in rows:
             example = completion_example(tokenizer, row["prompt"], row["completion"], row["id"])
             groups.append((Example(example.tokens, example.weights, scalars={"label": row["label"]}),))
+            bar.advance()
+    return groups, [row["id"] for row in rows]
+
+
+def step_groups(
+    rows: Sequence[Row], start: Any, config: RewardModelConfig, ctx: Context
+) -> tuple[list[Group], list[str]]:
+    """(solution,) of every row, with a label at the end of each step."""
+    tokenizer = load_tokenizer(start)
+    groups: list[Group] = []
+    with ctx.progress("tokenizing", len(rows)) as bar:
+        for row in rows:
+            solution = steps_example(tokenizer, row["prompt"], row["steps"], row["labels"], config.separator, row["id"])
+            groups.append((solution,))
             bar.advance()
     return groups, [row["id"] for row in rows]
 

@@ -93,6 +93,8 @@ def purpose_of(command: str, settings: Config) -> str:
     loss = getattr(settings, "loss", "")
     if command in GRADED:
         return "prompts"
+    if loss == "process":
+        return "steps"
     if loss in ("kto", "pointwise"):
         return "labels"
     return "conversations" if command == "sft" else "pairs"

@@ -69,6 +69,35 @@ def completion_example(
     return conversation_example(tokenizer, [*prompt, *completion], len(prompt), "assistant", name)
 
 
+def steps_example(
+    tokenizer: Tokenizer,
+    prompt: Sequence[Mapping[str, Any]],
+    steps: Sequence[str],
+    labels: Sequence[float],
+    separator: str,
+    name: str,
+) -> Example:
+    """A solution in steps, for a process reward model: a weight and its label on the last token of each step.
+
+    Each step is encoded by itself, with `separator` at its end, so that its tokens do not depend on what follows: a
+    solution that is still being written is scored at the same tokens. `extras["label"]` holds the labels. Raises
+    `UserError` for a step without tokens, naming `name`.
+    """
+    ids = list(tokenizer.render(prompt, add_generation_prompt=True))
+    ends: list[int] = []
+    for number, step in enumerate(steps, start=1):
+        written = tokenizer.encode_plain(step + separator)
+        if not step.strip() or not written:
+            raise UserError(f"{name}: step {number} is empty", "remove it and its label")
+        ids += written
+        ends.append(len(ids) - 1)
+    ids.append(tokenizer.end_id)
+    weights, marks = [0.0] * len(ids), [0.0] * len(ids)
+    for end, label in zip(ends, labels, strict=True):
+        weights[end], marks[end] = 1.0, float(label)
+    return Example(ids, weights, {"label": marks})
+
+
 def _runs(weights: Sequence[float]) -> list[tuple[int, int]]:
     """Spans of ids that the assistant wrote, one per turn: marks of roles stand between them."""
     runs: list[tuple[int, int]] = []
