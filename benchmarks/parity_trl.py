@@ -1,7 +1,8 @@
 """Losses and gradients of every objective against TRL's, on the same weights, batch and settings.
 
-    python3 -m venv /tmp/trl-venv && /tmp/trl-venv/bin/pip install -e . trl==1.16.0 peft datasets
-    /tmp/trl-venv/bin/python benchmarks/parity_trl.py [--quick]
+    pip install -e .[bench]
+    python benchmarks/parity_trl.py                  # two architectures, three seeds each, some 3 minutes
+    python benchmarks/parity_trl.py --quick          # one of each, under 50 s
 
 TRL's side is TRL's own code: its trainers are built on a saved checkpoint, its collators or its scoring of rollouts
 prepare the batch, and `compute_loss` is called. Only sampling is replaced, by fixed completions, since both sides need
@@ -17,7 +18,6 @@ import argparse
 import contextlib
 import importlib.util
 import io
-import json
 import logging
 import os
 import sys
@@ -26,12 +26,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import throughline  # isort: split
+import common
 
+import throughline  # noqa: F401  # isort: skip  # Sets how torch's threads wait, before torch is loaded.
 import torch
 from torch import Tensor
 
@@ -56,8 +56,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 TOLERANCE = 1e-5
 PAD, END = 0, 1
 PROMPTS, GROUP = 4, 4
-LONGEST = 24
-RESULT = Path(__file__).parent / "results" / "parity_trl.json"
+LONGEST = 14
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "tie_word_embeddings": True},
@@ -307,7 +306,7 @@ PAIRED = {
     "exo_pair": {"label_smoothing": 0.1},
     "nca_pair": {},
     "bco_pair": {},
-    "sppo_hard": {"beta": 0.5},
+    "sppo_hard": {"beta": 1.0},
     "apo_zero": {},
     "apo_down": {},
     "discopop": {},
@@ -336,7 +335,7 @@ def dpo_rows(world: World) -> Iterator[Row]:
         mine = ours(world.new, objective, examples)
         yield compare("DPO", kind, mine, theirs(trainer, dict(trainer.data_collator(fed))))
     # Chosen answers of one length, where the mean over tokens is the mean over answers.
-    even = [(p, [*c, *c, *c][:9], r) for p, c, r in pairs]
+    even = [(p, (c * 9)[:9], r) for p, c, r in pairs]
     plain = [example(p, answer) for p, chosen, rejected in even for answer in (chosen, rejected)]
     with quiet():
         trainer = DPOTrainer(
@@ -441,7 +440,7 @@ def unreferenced_rows(world: World) -> Iterator[Row]:
     text = [{"prompt": "word1", "chosen": " of", "rejected": " text"}] * 2
     pairs = pairs_of(world)
     # One-token prompts and chosen answers of one length: there the two definitions of the likelihood term meet.
-    even = [([p[0]], [*c, *c, *c][:9], r) for p, c, r in pairs]
+    even = [([p[0]], (c * 9)[:9], r) for p, c, r in pairs]
 
     def built(kind: Any, config: Any, **settings: Any) -> Any:
         with quiet():
@@ -729,12 +728,12 @@ PARTS: list[Callable[[World], Iterator[Row]]] = [
 ]
 
 
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", default="", help="parts whose name contains this; writes no result")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, one architecture")
-    parser.add_argument("--only", default="", help="parts whose name contains this")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    options = parser.parse_args()
+    options = common.parse(__doc__ or "", add=add)
     if importlib.util.find_spec("trl") is None:
         print(
             "This benchmark compares with TRL, which is not installed. Fix: see the commands at the top of this file."
@@ -768,11 +767,8 @@ def main() -> int:
         for rows in runs
     ]
     result = {
-        "benchmark": "parity_trl",
-        "ratio": min(headrooms),
-        "low": min(headrooms),
-        "high": max(headrooms),
-        "ratio_is": "tolerance over the largest difference of loss or gradient, over seeds and architectures",
+        **common.spread(headrooms),
+        "ratio_is": "tolerance over the largest difference of loss or gradient; one per architecture and seed",
         "tolerance": TOLERANCE,
         "agree": good,
         "of": len(expected),
@@ -780,14 +776,11 @@ def main() -> int:
         "rows": [{**asdict(row), "tolerance": TOLERANCE} for row in table],
         "not_shared": NOT_SHARED,
         "settings": {"worlds": [list(w) for w in worlds], "prompts": PROMPTS, "group": GROUP, "dtype": "float32"},
-        "versions": {name: version(name) for name in ("trl", "transformers", "torch", "accelerate")}
-        | {"throughline": throughline.__version__, "python": sys.version.split()[0]},
-        "quick": options.quick,
+        "versions": common.versions("trl", "transformers", "accelerate", "peft"),
         "seconds": round(time.monotonic() - began, 1),
     }
     if not options.only:
-        options.out.parent.mkdir(exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        common.finish("parity_trl", result, options)
     return 0 if good == len(expected) else 1
 
 
