@@ -1,7 +1,5 @@
 """What the loss sees: only what the policy chose, with the log-probs a fresh forward pass gives."""
 
-from dataclasses import dataclass, field
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,15 +21,9 @@ from throughline.training.batch import Example, build_batch, pack
 from throughline.training.loop import accumulate
 
 
-@dataclass(frozen=True)
-class Forced(Completion):
-    """A completion in which the engine wrote some tokens itself."""
-
-    forced: list[bool] = field(default_factory=list)
-
-
 def answer(tokens, forced, finish="stop"):
-    return Forced(tokens, [-0.5 - 0.1 * n for n in range(len(tokens))], finish, 0, forced=forced)
+    """A completion in which the engine wrote some tokens itself."""
+    return Completion(tokens, [-0.5 - 0.1 * n for n in range(len(tokens))], finish, 0, forced=forced)
 
 
 def group_of(*completions, rewards):

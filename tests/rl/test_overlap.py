@@ -14,7 +14,8 @@ from tests.rl.support import CONFIG, Plan, make_sampler, make_source, policy
 from tests.support_model import tiny_tokenizer
 from throughline.base.errors import UserError
 from throughline.base.files import read_jsonl
-from throughline.rl.overlap import LocalDrawer, Pipeline, ProcessDrawer, fingerprint, load_checked
+from throughline.inference.fingerprint import fingerprint
+from throughline.rl.overlap import LocalDrawer, Pipeline, ProcessDrawer, load_checked
 from throughline.rl.rollout import gather_trained
 from throughline.rl.rollout_config import RolloutConfig, RolloutRuntime
 from throughline.rl.sampler import Memory, pack_rollout
@@ -132,7 +133,7 @@ def test_a_sync_that_did_not_happen_is_an_error(tokenizer, graders):
     weights = model.state_dict()
     drawer.draw(weights, 0, 1, Memory())
     assert fingerprint(drawer.sampler.engine.model.state_dict()) == fingerprint(weights)
-    drawer.sampler.engine.load = lambda state, version: None
+    drawer.sampler.engine.load = lambda *arguments: None
     drawer.draw(weights, 0, 1, Memory())  # Nothing moved, so nothing is missing.
     nudge(model, 1)
     with pytest.raises(UserError, match="does not have version 2 of the weights"):

@@ -1,6 +1,7 @@
 """Drawing rollouts: further rounds until enough groups differ, thinking switched off, budgets, one prompt a visit."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,3 +145,34 @@ def test_no_step_size_or_version_changes_what_is_drawn(tokenizer, graders):
     second, _ = make_sampler(tokenizer, graders, policy()).sample(2, 9, Memory(2, 2, 8))
     assert [group.texts for group in first.groups] == [group.texts for group in second.groups]
     assert {c.policy_version for group in second.groups for c in group.completions} == {9}
+
+
+def test_a_budget_closes_thinking_and_its_marks_are_masked_and_counted(tokenizer, graders, tmp_path):
+    """The forced end of thinking: weight 0 in every loss, counted in the step's line, the finish as it was."""
+    config = CONFIG.model_copy(update={"max_new_tokens": 12, "drop_zero_signal": False})
+    model = policy()
+    with torch.no_grad():
+        # A policy that likes to open a thought where its answer begins.
+        prompt = tokenizer.render(task(1).messages, add_generation_prompt=True)
+        model.embedding.weight[THINK] = 0.3 * model(torch.tensor([prompt]))[0, -1]
+    source = make_source(tokenizer, graders, tmp_path, model, config, RolloutConfig(thinking_budget=2))
+    batches = source.next(0)
+    drawn, _ = make_sampler(tokenizer, graders, model, config, RolloutConfig(thinking_budget=2)).sample(0, 0, Memory())
+    completions = [completion for group in drawn.groups for completion in group.completions]
+    forced = sum(sum(completion.forced) for completion in completions)
+    assert forced > 0, "no thought reached its budget"
+    for completion in completions:
+        assert all(
+            completion.token_ids[n] == THINK_END and completion.logprobs[n] == 0
+            for n, mark in enumerate(completion.forced)
+            if mark
+        )
+    assert source.facts.forced == forced and f"{forced} forced tokens left out" in source.why()
+    trained = sum(int((batch.weights_BT > 0).sum()) for batch in batches)
+    graded = [
+        c for group in drawn.groups for c, r in zip(group.completions, group.rewards, strict=True) if r is not None
+    ]
+    assert trained == sum(len(c.token_ids) - sum(c.forced) for c in graded)
+    assert drawn.mismatch.largest < 1e-4, "forced tokens have no log-prob to compare"
+    finishes = [output["finish"] for row in read_jsonl(tmp_path / "000000.jsonl") for output in row["outputs"]]
+    assert finishes == [completion.finish for completion in completions]

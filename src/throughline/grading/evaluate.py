@@ -49,7 +49,7 @@ def answer_tasks(
     temperature = config.temperature if mode == "sampled" else 0.0
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=temperature, seed=seed)
     measured = thinking_budget != "free"
-    if measured and thinking_budget is not None:
+    if isinstance(thinking_budget, int):
         sampling = replace(sampling, thinking_budget=thinking_budget)
     rows: list[Row] = []
     for start in range(0, len(tasks), 512):

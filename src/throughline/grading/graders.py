@@ -12,7 +12,7 @@ thinking as `sample.output_text`. Not covered: score_model and label_model, whic
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,10 @@ class GraderSet:
         """End the sandbox's processes."""
         self._pool.close()
 
+    def uses_sandbox(self, names: Iterable[str]) -> bool:
+        """Whether one of these graders runs code, and so takes its time in processes of its own."""
+        return any(_runs_code(self.definitions[name]) for name in names if name in self.definitions)
+
     def grade(self, samples: Sequence[Sample], name: str | None = None) -> list[Grade]:
         """One grade per sample, in order: by the grader `name`, or each by its task's own.
 
@@ -153,6 +157,11 @@ class GraderSet:
                 for number in range(len(samples))
             ]
         return [compare(definition, sample) for sample in samples]
+
+
+def _runs_code(definition: Mapping[str, Any]) -> bool:
+    parts = definition["graders"].values() if definition["type"] == "multi" else ()
+    return definition["type"] in ("code_tests", "python") or any(_runs_code(part) for part in parts)
 
 
 def compare(definition: Mapping[str, Any], sample: Sample) -> Grade:

@@ -37,14 +37,12 @@ class Group:
 
 def token_versions(completion: Completion) -> list[int]:
     """Version of the weights that sampled each token."""
-    versions = getattr(completion, "policy_versions", None)
-    return list(versions) if versions else [completion.policy_version] * len(completion.token_ids)
+    return list(completion.policy_versions) or [completion.policy_version] * len(completion.token_ids)
 
 
 def forced_tokens(completion: Completion) -> list[bool]:
     """Which tokens the engine wrote itself, such as a forced end of thinking."""
-    forced = getattr(completion, "forced", None)
-    return list(forced) if forced else [False] * len(completion.token_ids)
+    return list(completion.forced) or [False] * len(completion.token_ids)
 
 
 def trained_tokens(completion: Completion) -> int:

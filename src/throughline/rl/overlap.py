@@ -25,24 +25,14 @@ from multiprocessing.connection import Connection
 from typing import Any, Literal, Protocol
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from throughline.base.errors import UserError
 from throughline.inference.engine import TorchEngine
+from throughline.inference.fingerprint import fingerprint
 from throughline.rl.sampler import Memory, Rollout, Sampler, pack_rollout, unpack_rollout
 
 Weights = Mapping[str, Tensor]
-
-
-def fingerprint(weights: Weights) -> str:
-    """A digest of names, shapes, types and bytes of all tensors, equal where the weights are equal bit for bit."""
-    digest = xxhash.xxh3_128()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -82,8 +72,8 @@ class LocalDrawer:
 
 def load_checked(sampler: Sampler, weights: Weights, version: int, expected: str) -> None:
     """Give the sampler's engine `weights`. Raises `UserError` when it then holds others."""
-    sampler.engine.load(dict(weights), version)
-    found = fingerprint(sampler.engine.model.state_dict())
+    sampler.engine.load(weights, version, expected)
+    found = sampler.engine.fingerprint()
     if found != expected:
         raise UserError(
             f"The sampler does not have version {version} of the weights: its fingerprint is {found[:12]}, the "

@@ -24,6 +24,7 @@ from throughline.grading.graders import GraderSet
 from throughline.grading.reward import RewardConfig
 from throughline.grading.tasks import Task
 from throughline.inference.engine import TorchEngine
+from throughline.inference.fingerprint import fingerprint
 from throughline.model.language_model import LanguageModel
 from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.examples import build_examples, group_examples, score_examples, with_extra
@@ -31,7 +32,7 @@ from throughline.rl.explain import StepFacts, describe, explain
 from throughline.rl.group import Group, row_of
 from throughline.rl.guards import Listener
 from throughline.rl.mismatch import Mismatch, compare_examples
-from throughline.rl.overlap import Drawer, Pipeline, fingerprint
+from throughline.rl.overlap import Drawer, Pipeline
 from throughline.rl.rollout_config import RolloutConfig
 from throughline.rl.sampler import Rollout, Sampler, answer_text, seed_of
 from throughline.training.batch import Batch, Example, pack

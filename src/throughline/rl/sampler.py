@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from throughline.grading.grade import Sample
+from throughline.grading.grade import Grade, Sample
 from throughline.grading.graders import GraderSet
 from throughline.grading.reward import (
     RewardConfig,
@@ -27,9 +27,10 @@ from throughline.grading.reward import (
     shape_by_length,
 )
 from throughline.grading.tasks import Task
-from throughline.inference.engine import Completion, Sampling, TorchEngine
+from throughline.inference.engine import Completion, Request, Sampling, TorchEngine
 from throughline.rl.advantage import batch_advantages, flat
 from throughline.rl.config import PolicyGradientConfig
+from throughline.rl.grading import Grading
 from throughline.rl.group import Group, pack_group, tokens_of, unpack_group
 from throughline.rl.mismatch import Mismatch, measure_mismatch
 from throughline.rl.rollout_config import RolloutConfig
@@ -204,19 +205,21 @@ def sample_groups(
     rollout: RolloutConfig,
 ) -> list[Group]:
     """Sample and grade `config.group_size` answers to each prompt, all at once."""
-    sampling = Sampling(config.max_new_tokens, temperature=config.temperature, n=config.group_size)
-    if rollout.thinking_budget is not None:
-        sampling = replace(sampling, thinking_budget=rollout.thinking_budget)
-    sampled = engine.generate([item.prompt for item in asked], sampling, [item.seed for item in asked])
-    texts = [[answer_text(engine, completion) for completion in group] for group in sampled]
-    samples = [
-        Sample(item.task, text, completion.finish)
-        for item, group, group_texts in zip(asked, sampled, texts, strict=True)
-        for completion, text in zip(group, group_texts, strict=True)
-    ]
-    grades = graders.grade(samples)
+    sampling = Sampling(
+        config.max_new_tokens,
+        temperature=config.temperature,
+        n=config.group_size,
+        thinking_budget=rollout.thinking_budget,
+    )
+    if graders.uses_sandbox({item.task.grader for item in asked} | set(reward.graders)):
+        sampled, texts, samples, grades, components = _grade_on_the_way(engine, asked, graders, reward, sampling)
+    else:
+        sampled = engine.generate([item.prompt for item in asked], sampling, [item.seed for item in asked])
+        texts = [[answer_text(engine, completion) for completion in group] for group in sampled]
+        samples = samples_of(asked, sampled, texts)
+        grades, components = graders.grade(samples), grade_components(reward, graders, samples)
     lengths = [len(completion.token_ids) for group in sampled for completion in group]
-    rewards = compute_rewards(reward, samples, grades, lengths, grade_components(reward, graders, samples))
+    rewards = compute_rewards(reward, samples, grades, lengths, components)
     groups = []
     for number, item in enumerate(asked):
         part = slice(number * config.group_size, (number + 1) * config.group_size)
@@ -234,6 +237,37 @@ def sample_groups(
             )
         )
     return groups
+
+
+def samples_of(
+    asked: Sequence[Asked], sampled: Sequence[Sequence[Completion]], texts: Sequence[Sequence[str]]
+) -> list[Sample]:
+    """What is graded, group after group."""
+    return [
+        Sample(item.task, text, completion.finish)
+        for item, group, group_texts in zip(asked, sampled, texts, strict=True)
+        for completion, text in zip(group, group_texts, strict=True)
+    ]
+
+
+def _grade_on_the_way(
+    engine: TorchEngine, asked: Sequence[Asked], graders: GraderSet, reward: RewardConfig, sampling: Sampling
+) -> tuple[list[list[Completion]], list[list[str]], list[Sample], list[Grade], dict[str, list[Grade]]]:
+    """Completions, texts, samples and grades, each answer graded as soon as it is finished."""
+    # The order of `TorchEngine.generate`, so that neighbours, and with them roundings, are the same.
+    order = sorted(range(len(asked)), key=lambda number: (len(asked[number].prompt), number))
+    requests = [Request(asked[number].prompt, sampling, asked[number].seed) for number in order]
+    found: list[dict[int, Completion]] = [{} for _ in asked]
+    with Grading(graders, reward) as grading:
+        for index, completion in engine.generate_stream(requests):
+            number = order[index]
+            found[number][completion.number] = completion
+            sample = Sample(asked[number].task, answer_text(engine, completion), completion.finish)
+            grading.add(number * sampling.n + completion.number, sample)
+        sampled = [[group[number] for number in range(sampling.n)] for group in found]
+        texts = [[answer_text(engine, completion) for completion in group] for group in sampled]
+        grades, components = grading.done(len(asked) * sampling.n)
+    return sampled, texts, samples_of(asked, sampled, texts), grades, components
 
 
 def pack_rollout(rollout: Rollout) -> dict[str, Any]:
