@@ -1,14 +1,50 @@
 """A GRPO run per line of standard input, each in a process of its own that has nothing left to import.
 
-    python -m tests.rl.killed WORLD          # lines: {"dir": ..., "config": {...}}
+    python -m tests.rl.killed WORLD          # lines: {"dir": ..., "config": {...}, "moment": 17}
 
-Prints the process's id, and once it is dead its status.
+The process kills itself, with SIGKILL, at the moment of that number: right before or after it samples, computes a
+gradient, or writes, flushes or renames a file. Prints its status once it is dead.
 """
 
+import itertools
 import json
 import os
+import signal
 import sys
 from pathlib import Path
+
+
+def arm(moment):
+    """Die at the `moment`-th of the moments of this process."""
+    from throughline.inference.engine import TorchEngine
+    from throughline.rl.sampler import Sampler
+    from throughline.training import loop
+
+    left = itertools.count(1)
+
+    def die():
+        if next(left) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(target, name):
+        plain = getattr(target, name)
+
+        def watched(*arguments, **options):
+            die()
+            result = plain(*arguments, **options)
+            die()
+            return result
+
+        setattr(target, name, watched)
+
+    for target, name in (
+        (os, "fsync"),
+        (os, "replace"),
+        (loop, "accumulate"),
+        (Sampler, "sample"),
+        (TorchEngine, "prefill"),
+    ):
+        around(target, name)
 
 
 def run(world, job):
@@ -18,6 +54,8 @@ def run(world, job):
     from throughline.posttrain.stage import grpo
     from throughline.store.artifact import Artifact
 
+    if job["moment"]:
+        arm(job["moment"])
     inputs = {name: Artifact.load(Path(path)) for name, path in world.items()}
     grpo(GRPOConfig.model_validate(job["config"]), inputs, make_context(Path(job["dir"]), seed=5, threads=1))
 
@@ -43,7 +81,6 @@ def main():
             finally:
                 sys.stderr.flush()
                 os._exit(status)
-        print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 

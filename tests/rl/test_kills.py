@@ -1,12 +1,10 @@
-"""GRPO killed again and again at random moments: the final bytes, and which samples were trained on, do not change."""
+"""GRPO killed again and again, at random moments: the final bytes, and which samples were trained on, do not change."""
 
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from throughline.store.artifact import content_digest
 
 __all__ = ["world"]
 CONFIG = {
-    "steps": 14,
+    "steps": 12,
     "prompts_per_step": 6,
     "group_size": 4,
     "temperature": 1.4,
@@ -56,12 +54,10 @@ class Forks:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def start(self, path, config):
-        self.process.stdin.write(json.dumps({"dir": str(path), "config": config}) + "\n")
+    def run(self, path, config, moment=0):
+        """Run to the end, or to death at a moment; returns the status."""
+        self.process.stdin.write(json.dumps({"dir": str(path), "config": config, "moment": moment}) + "\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def status(self):
         return int(self.process.stdout.readline())
 
     def close(self):
@@ -84,34 +80,21 @@ def trained(path):
 
 
 @pytest.mark.parametrize("changes", [PLAIN, EVERYTHING], ids=["plain", "everything"])
-def test_ten_kills_change_no_byte_and_no_sample(world, forks, tmp_path, changes):
+def test_kills_at_any_moment_change_no_byte_and_no_sample(world, forks, tmp_path, changes):
     config = {**CONFIG, **changes}
     whole, torn = tmp_path / "whole", tmp_path / "torn"
-    began = time.monotonic()
-    forks.start(whole, config)
-    assert forks.status() == 0
-    took = time.monotonic() - began
+    assert forks.run(whole, config) == 0
     generator = random.Random(len(changes))
-    alive = resumable = 0
-    for number in range(10):
-        process = forks.start(torn, config)
-        # Early ones mostly die while they load; later ones anywhere up to the end.
-        time.sleep(generator.uniform(0.0, min(1.0, 0.2 + number / 10)) * took * 0.6)
+    kills = resumable = 0
+    for _ in range(12):
         resumable += (torn / "state/training.pt").exists()
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            alive += 1
-        status = forks.status()
+        status = forks.run(torn, config, generator.randint(1, 60))
         assert status in (-9, 0)
-        if status == 0:
-            break
-    else:
-        forks.start(torn, config)
-        assert forks.status() == 0
-    assert resumable >= 2, "resuming was not put to the test"
+        kills += status == -9
+    assert kills >= 10 and resumable >= 4, "resuming was not put to the test"
+    assert forks.run(torn, config) == 0
     assert content_digest(whole / "out") == content_digest(torn / "out")
-    assert trained(whole) == trained(torn) and sum(trained(whole).values()) > 40
-    assert [row["step"] for row in read_jsonl(torn / "out/log/metrics.jsonl")] == list(range(14))
+    assert trained(whole) == trained(torn) and sum(trained(whole).values()) > 30
+    assert [row["step"] for row in read_jsonl(torn / "out/log/metrics.jsonl")] == list(range(12))
     ids = Counter(key[1:] for key in trained(torn).elements())
     assert max(ids.values()) == 1, "a sample was trained on twice"

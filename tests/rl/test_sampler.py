@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rl.support import CONFIG, ParityGraders, make_sampler, make_source, policy, task
+from throughline.base.errors import UserError
 from throughline.base.files import read_jsonl
 from throughline.grading.grade import Grade
 from throughline.grading.reward import LengthConfig, RewardConfig, ToggleConfig
@@ -104,6 +105,14 @@ def test_other_templates_are_told_by_their_own_switch():
 
     assert render_prompt(Stock(), [1, 2], True) == [2, True, {}]
     assert render_prompt(Stock(), [1, 2], False) == [2, True, {"enable_thinking": False}]
+
+    class Deaf:
+        def render(self, messages, add_generation_prompt=False, **options):
+            return [len(messages)]
+
+    assert render_prompt(Deaf(), [1, 2], True) == [2]
+    with pytest.raises(UserError, match="the same prompt with enable_thinking and without.*Fix: "):
+        render_prompt(Deaf(), [1, 2], False)
 
 
 def test_budgets_are_found_once_and_hold_from_the_next_visit(tokenizer):

@@ -11,17 +11,28 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from throughline.base.errors import UserError
 from throughline.model.tokenizer import THINK, THINK_END, Tokenizer
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Mapping[str, Any]], thinking: bool = True) -> list[int]:
-    """Ids of a conversation up to where the assistant writes, with thinking open or closed."""
+    """Ids of a conversation up to where the assistant writes, with thinking open or closed.
+
+    Raises `UserError` when the template has no such switch.
+    """
     if isinstance(tokenizer, Tokenizer):
         prompt = tokenizer.render(messages, add_generation_prompt=True)
         return prompt if thinking else [*prompt, THINK, THINK_END]
+    prompt = list(tokenizer.render(messages, add_generation_prompt=True))
     if thinking:
-        return list(tokenizer.render(messages, add_generation_prompt=True))
-    return list(tokenizer.render(messages, add_generation_prompt=True, enable_thinking=False))
+        return prompt
+    closed = list(tokenizer.render(messages, add_generation_prompt=True, enable_thinking=False))
+    if closed == prompt:
+        raise UserError(
+            "The checkpoint's chat template renders the same prompt with enable_thinking and without",
+            "set rollout.no_think_share to 0, or use a checkpoint whose template can switch thinking off",
+        )
+    return closed
 
 
 def thinking_switches(count: int, share: float, start: int = 0) -> list[bool]:
