@@ -4,11 +4,11 @@
     .venv/bin/python benchmarks/grpo_vs_ppo.py --quick     # one seed, a small model, under a minute
 
 The task is chains of additions, which a small decoder has learnt a little of. Both algorithms run through the stage
-`grpo` with the same settings: prompts, samples, lengths, learning rate, seeds; each run is a process of its own. `ratio`
+`grpo` with the same settings: prompts, samples, lengths, learning rate, seeds; each run is its own process. `ratio`
 is PPO's seconds per step over GRPO's (above 1: GRPO is faster) with the lowest and highest over the seeds; it includes
 what GRPO saves by leaving out groups without a difference. `training` compares tokens trained per second, without
 sampling and without that. `memory` is the ratio of peak memory over what the process held before the run, read from
-Linux's /proc. Rewards are the mean over a step's samples. Writes `benchmarks/results/grpo_vs_ppo.json`. Not covered: PPO
+Linux's /proc. Rewards are means over a step's samples. Writes `benchmarks/results/grpo_vs_ppo.json`. Not covered: PPO
 with a value network smaller than the policy, or with shared weights.
 """
 
