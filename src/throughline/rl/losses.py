@@ -5,7 +5,8 @@
 
 M are the tokens the policy chose in a batch; the caller's weights and normalizer make the sum the mean that was asked
 for, so nothing here divides by a count of its own: what a mask takes out of the numerator stays in the denominator.
-Every form has its paper beside it and is tested against it. Not covered: where the numbers come from (see `rl.objective`).
+Every form has its paper beside it and is tested against it. Not covered: where the numbers come from (see
+`rl.objective`).
 """
 
 from __future__ import annotations
