@@ -98,9 +98,7 @@ def config_class(section: str) -> type[Config]:
 def evaluation(checkpoint: str, section: str = "evaluate") -> StageSpec:
     """The node that evaluates `checkpoint` on held-out tasks and held-out text."""
     inputs = {"checkpoint": checkpoint, "tasks": "tasks", "graders": "graders", "data": "data"}
-    return StageSpec(
-        f"evaluate_{checkpoint}", 6, "throughline.grading.stage:evaluate", inputs, section, "evaluation"
-    )
+    return StageSpec(f"evaluate_{checkpoint}", 6, "throughline.grading.stage:evaluate", inputs, section, "evaluation")
 
 
 CANDIDATES = ("sft", "grpo", "rft", "align", "student", "quantize")

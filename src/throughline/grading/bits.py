@@ -23,7 +23,7 @@ ROWS = 32
 @torch.inference_mode()
 def window_nats(model: LanguageModel, windows_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(nats, targets) per window of shape (n, length + 1); padding is no target."""
-    device = model.embedding.weight.device
+    device = model.device
     if not len(windows_NT):
         return np.zeros(0), np.zeros(0, dtype=np.int64)
     nats, counts = [], []

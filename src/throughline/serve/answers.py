@@ -115,7 +115,7 @@ def finish_answer(completion: Completion, plan: Plan, tokenizer: Tokenizer) -> A
     training, while the client's text ends before it, as OpenAI's does.
     """
     ids = completion.token_ids
-    ended = completion.finish == "stop" and bool(ids) and ids[-1] in plan.sampling.stop_token_ids
+    ended = completion.finish == "stop" and bool(ids) and ids[-1] in (plan.sampling.stop_token_ids or ())
     text = tokenizer.decode(ids[:-1] if ended else ids)
     finish: str = completion.finish
     place = first_stop(text, plan.stops)

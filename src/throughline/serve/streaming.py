@@ -118,7 +118,7 @@ async def stream_chunks(
             state.token_ids.append(token)
             state.logprobs.append(value)
             entry = {"content": [token_entry(tokenizer, token, value)]} if logprobs else None
-            if token in plan.sampling.stop_token_ids:
+            if token in (plan.sampling.stop_token_ids or ()):
                 ended = True
                 if entry:
                     yield chunk({}, logprobs=entry)
