@@ -10,7 +10,9 @@ RUN_ARGS  ?=
 TEST_ARGS ?=
 VENV      := .venv
 BIN       := $(VENV)/bin
-BENCHMARKS := $(filter-out benchmarks/readme_table.py benchmarks/seeds_table.py benchmarks/_%,$(sort $(wildcard benchmarks/*.py)))
+# Tables need a finished run, and two files only help the others.
+NO_BENCHMARK := $(patsubst %,benchmarks/%.py,readme_table seeds_table common worlds)
+BENCHMARKS := $(filter-out $(NO_BENCHMARK),$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint bench smoke clean
@@ -39,8 +41,7 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.ready-dev
-	@if [ -z "$(BENCHMARKS)" ]; then echo "There are no benchmarks in benchmarks/."; fi
+bench: $(VENV)/.ready-bench
 	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file --quick; done
 
 clean:
@@ -65,3 +66,8 @@ $(VENV)/.ready-dev: pyproject.toml | $(BIN)/python
 	@echo "Installing Throughline and its development tools into $(VENV)..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.ready-run
+
+$(VENV)/.ready-bench: pyproject.toml | $(BIN)/python
+	@echo "Installing Throughline and what it is compared with into $(VENV)..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	@touch $@ $(VENV)/.ready-dev $(VENV)/.ready-run
