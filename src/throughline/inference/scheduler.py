@@ -25,6 +25,7 @@ from throughline.inference.decode_step import decode_step
 from throughline.inference.rows import Rows, Settings, new_row
 from throughline.inference.sampling import Sampling, Scratch, draw
 from throughline.inference.slots import Slots
+from throughline.inference.threads import own_threads, step_threads
 from throughline.model.cache import KeyValueCache
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class Scheduler:
         self.slots: Slots | None = None
         self.rows = Rows(0)
         self.scratch = Scratch(engine.model.config.vocab_size)
+        self.threads = step_threads(engine.model)
+        self.limit = 1
+        """Positions of the longest row there may be."""
+        self.unseated = 0
+        """Rows waiting."""
         self.gaps: list[int] = []
         """Slots below `slots.running` whose row is done."""
         self.newest: list[tuple[int, float]] = []
@@ -89,17 +95,14 @@ class Scheduler:
             vocabulary = self.engine.model.config.vocab_size
             self.settings[sampling] = Settings(sampling, self.engine.tokenizer, vocabulary)
         seed = sampling.seed if request.seed is None else request.seed
+        self.limit = max(self.limit, len(request.prompt) + room)
+        self.unseated += sampling.n
         self.waiting.append(_Group(key, request, seed, self.settings[sampling], room))
 
     @property
     def active(self) -> int:
         """Rows running."""
         return 0 if self.slots is None else self.slots.running - len(self.gaps)
-
-    @property
-    def unseated(self) -> int:
-        """Rows waiting."""
-        return sum(group.left for group in self.waiting) + sum(item.group.left for item in self.ready)
 
     @property
     def busy(self) -> bool:
@@ -109,9 +112,12 @@ class Scheduler:
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Completion]]:
         """One token for every running row; the completions that it ended, by key."""
-        unseated = self.unseated
-        slots = self._room_for(unseated)
-        seats = min(unseated, self.size - self.active)
+        with own_threads(self.threads):
+            return self._step()
+
+    def _step(self) -> list[tuple[int, Completion]]:
+        slots = self._room()
+        seats = min(self.unseated, self.size - self.active)
         # Gaps that are taken now stay where they are; the step computes nothing of use in them, and copies nothing.
         self.gaps.sort()
         for source, target in slots.close_gaps(self.gaps[seats:]):
@@ -126,17 +132,16 @@ class Scheduler:
         """Stop everything: what running rows have so far, as "interrupted"; what waits is dropped."""
         self.waiting.clear()
         self.ready.clear()
+        self.unseated = 0
         found = [slot for slot, row in enumerate(self.rows.rows) if row is not None]
         done = [self.rows.take(slot, "interrupted") for slot in found]
         self.slots, self.rows, self.gaps = None, Rows(0), []
         return done
 
-    def _room_for(self, unseated: int) -> Slots:
-        """Slots for all rows, and positions for the longest request, made new when requests came that need more."""
+    def _room(self) -> Slots:
+        """Slots for all rows, and positions for the longest request, made anew when requests came that need more."""
         model, old = self.engine.model, self.slots
-        groups = [*self.waiting, *(item.group for item in self.ready)]
-        limit = max((len(group.request.prompt) + group.room for group in groups), default=1)
-        rows = min(self.size, unseated + self.active)
+        rows, limit = min(self.size, self.unseated + self.active), self.limit
         if old is not None and rows <= old.rows and limit <= old.limit:
             return old
         if old is not None:
@@ -173,6 +178,7 @@ class Scheduler:
                     into.append(slot)
                     source.append(item.row)
                     group.following += 1
+                    self.unseated -= 1
                 if not group.left:
                     self.ready.popleft()
             slots.seat(into, batch.cache, source, batch.logits)

@@ -7,6 +7,7 @@ positions, C channels, V vocabulary. Not covered: which row comes next (see `inf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,10 +21,24 @@ GRAIN = 16
 """Attention covers a multiple of this many positions. A multiple of the width of a vector, so that how far the others
 have come does not change the order in which a row's sums are made."""
 
+AT_FIRST = 2**31
+"""Bytes of address space that a cache may take at first; one that could need more grows when it does."""
+
 
 def rounded(length: int, grain: int = GRAIN) -> int:
     """The multiple of `grain` at or above `length`."""
     return -(-length // grain) * grain
+
+
+def lazy_cache(model: LanguageModel, rows: int, length: int) -> KeyValueCache:
+    """An empty cache on the CPU whose memory the system hands out as it is written: long rows cost what they use."""
+    cache = model.new_cache(1, 1)
+    for name in ("keys", "values"):
+        one = getattr(cache, name)
+        shape = (one.shape[0], rows, one.shape[2], length, one.shape[4])
+        zeros = torch.from_numpy(np.zeros(math.prod(shape) * one.element_size(), dtype=np.uint8))
+        setattr(cache, name, zeros.view(one.dtype).view(shape))
+    return cache
 
 
 def front(cache: KeyValueCache, rows: int, length: int) -> KeyValueCache:
@@ -40,7 +55,12 @@ class Slots:
         self.rows, self.limit = rows, rounded(limit)
         # On a device the cache never moves: recorded steps hold its address.
         self.fixed = model.device.type != "cpu"
-        self.cache = model.new_cache(rows, self.limit if self.fixed else min(self.limit, 4 * GRAIN))
+        if self.fixed:
+            self.cache = model.new_cache(rows, self.limit)
+        else:
+            one = model.new_cache(1, 1)
+            per_position = rows * (one.keys.nbytes + one.values.nbytes)
+            self.cache = lazy_cache(model, rows, min(self.limit, max(4 * GRAIN, rounded(AT_FIRST // per_position))))
         self.logits = torch.zeros(rows, model.config.vocab_size, device=model.device)
         self.running = 0
         self.at = np.zeros(rows, dtype=np.int64)
