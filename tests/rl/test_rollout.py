@@ -74,11 +74,14 @@ def make_source(tokenizer, graders, record, config=CONFIG, model=None, **changes
 
 
 def rows_of(batches):
-    """(tokens, weights, advantages, old log-probs, normalizer) of every packed sequence."""
+    """(tokens, weights, advantages, old log-probs, normalizer) of every packed sequence, its prompt included."""
     found = []
     for batch in batches:
         for number in range(int(batch.sequences_BT.max()) + 1):
             where = batch.sequences_BT == number
+            if batch.branches is not None:
+                row, continued = int(torch.nonzero(where)[0, 0]), int(batch.branches.after_BT[where].max())
+                where[row] |= (batch.branches.part_BT[row] == continued) & (continued >= 0)
             numbers = [batch.extras["advantages"], batch.extras["old_logprobs"]]
             found.append(
                 (

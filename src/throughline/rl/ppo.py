@@ -46,13 +46,10 @@ def score_values(model: ScoreModel, batch: Batch) -> tuple[Tensor, Tensor]:
     The value of an id is read where its distribution is, at the id before it. `index` is its place in the flattened
     (B, T).
     """
-    assert batch.weights_BT is not None
     hidden_BTD = model(batch.tokens_BT, positions_BT=batch.positions_BT, mask=batch.mask())
-    length = batch.tokens_BT.shape[1]
-    index = torch.nonzero(batch.weights_BT[:, 1:].reshape(-1))[:, 0]
-    row, column = index // (length - 1), index % (length - 1)
-    values = model.score(hidden_BTD[row, column])[:, 0]
-    return values, row * length + column + 1
+    row, column, source = batch.scored()
+    values = model.score(hidden_BTD[row, source])[:, 0]
+    return values, row * batch.tokens_BT.shape[1] + column
 
 
 def value_examples(model: ScoreModel, examples: Sequence[Example], row_length: int, rows: int) -> list[list[float]]:

@@ -35,7 +35,8 @@ from throughline.rl.mismatch import Mismatch, compare_examples
 from throughline.rl.overlap import Drawer, Pipeline
 from throughline.rl.rollout_config import RolloutConfig
 from throughline.rl.sampler import Rollout, Sampler, answer_text, seed_of
-from throughline.training.batch import Batch, Example, pack
+from throughline.training.batch import Batch, Example
+from throughline.training.prefixes import pack_shared
 
 __all__ = [
     "Group",
@@ -85,7 +86,7 @@ class RolloutSource:
         seed: int,
         record: Path,
         row_length: int = 256,
-        rows_per_batch: int = 32,
+        rows_per_batch: int = 8,
         rollout: RolloutConfig | None = None,
         reference: LanguageModel | None = None,
         drawer: Drawer | None = None,
@@ -103,6 +104,9 @@ class RolloutSource:
         check_settings(config, self.rollout, reference)
         sampler = Sampler(engine, tasks_by_family, shares, graders, reward, config, self.rollout, seed)
         self.pipeline = Pipeline(sampler, self.rollout.staleness, self.rollout.runtime.background, drawer)
+        # A layer's weights are about 12 width^2 and attending over T ids costs 2 T width, so the two meet at 6 width;
+        # attention runs at a lower rate than the products.
+        self._attention_length = 4 * engine.model.config.hidden_size
         self._number = self._step = -1
         self._parts: list[list[Trainable]] = []
         self._tokens = 0
@@ -132,7 +136,7 @@ class RolloutSource:
         examples = [item.example for item in chosen]
         # A long prompt with a long answer gets the longer rows it needs.
         row_length = max([self.row_length, *(len(example.tokens) for example in examples)])
-        batches = pack(examples, row_length, self.rows_per_batch) if examples else []
+        batches = pack_shared(examples, row_length, self.rows_per_batch, self._attention_length) if examples else []
         self._tokens = sum(len(example.tokens) for example in examples)
         self.listener.heard = {}
         self._step = step

@@ -1,8 +1,8 @@
 """Batches: sequences packed into rows without padding between them.
 
 `pack` lays sequences into rows of one length by best-fit decreasing; a sequence sees only itself and its positions
-start at zero, so packed numbers equal unpacked ones. Not covered: sequences longer than a row (the caller cuts or
-refuses them).
+start at zero, so packed numbers equal unpacked ones. A row may hold the beginning of several sequences once (see
+`training.prefixes`). Not covered: sequences longer than a row (the caller cuts or refuses them).
 """
 
 from __future__ import annotations
@@ -32,6 +32,34 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A sequence as it stands in a row, whole or without the beginning it has in common with an earlier one."""
+
+    example: Example
+    skip: int = 0
+    """Ids at its beginning that are those of `trunk`, and not there a second time."""
+    trunk: int = 0
+    """Which piece of the row, from 0, begins with them; that one is whole."""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Which ids of a batch continue a beginning that several sequences have in common. All (B, T)."""
+
+    part_BT: Tensor
+    """Number of the common beginning that an id is part of; -1 where none."""
+    after_BT: Tensor
+    """Number of the common beginning that an id continues without being in its sequence; -2 where none."""
+    source_BT: Tensor
+    """Column of the id that each id is predicted from."""
+
+    def to(self, device: torch.device | str) -> Branches:
+        """The same on `device`."""
+        part, after, source = self.part_BT, self.after_BT, self.source_BT
+        return Branches(*(tensor.to(device, non_blocking=True) for tensor in (part, after, source)))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows of packed sequences. Axes: B rows, T positions, N sequences."""
 
@@ -40,13 +68,15 @@ class Batch:
     positions_BT: Tensor | None = None
     """Position of each id in its sequence; None when every row is one sequence."""
     sequences_BT: Tensor | None = None
-    """Number of the sequence each id belongs to, 0..N-1; -1 where empty."""
+    """Number of the sequence each id belongs to, 0..N-1; -1 where empty. A common beginning belongs to the first."""
     weights_BT: Tensor | None = None
     """Loss weight of predicting each id; None means 1 for all but the first of a row."""
     extras: dict[str, Tensor] = field(default_factory=dict)
     """Further (B, T) numbers."""
     scalars: dict[str, Tensor] = field(default_factory=dict)
     """Further (N,) numbers."""
+    branches: Branches | None = None
+    """Where sequences share their beginning; None where every sequence stands whole."""
 
     def mask(self) -> Tensor | None:
         """Boolean (B, 1, T, T), true where a query may look: earlier in the same sequence. None is plain causal."""
@@ -54,7 +84,18 @@ class Batch:
             return None
         length = self.tokens_BT.shape[1]
         same = self.sequences_BT[:, :, None] == self.sequences_BT[:, None, :]
+        if self.branches is not None:
+            same |= self.branches.after_BT[:, :, None] == self.branches.part_BT[:, None, :]
         return (same & torch.ones(length, length, dtype=torch.bool, device=same.device).tril())[:, None]
+
+    def scored(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the M ids with a weight: row, column, and the column of the id that predicts each, all (M,)."""
+        assert self.weights_BT is not None
+        length = self.tokens_BT.shape[1]
+        index = torch.nonzero(self.weights_BT[:, 1:].reshape(-1))[:, 0]
+        row, before = index // (length - 1), index % (length - 1)
+        column = before + 1
+        return row, column, before if self.branches is None else self.branches.source_BT[row, column]
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`; itself when it is there already."""
@@ -71,6 +112,7 @@ class Batch:
             move(self.weights_BT),
             {name: value.to(device, non_blocking=True) for name, value in self.extras.items()},
             {name: value.to(device, non_blocking=True) for name, value in self.scalars.items()},
+            None if self.branches is None else self.branches.to(device),
         )
 
     @property
@@ -115,27 +157,44 @@ def pack(sequences: Sequence[Example], row_length: int, rows_per_batch: int) -> 
 
 def build_batch(rows: Sequence[Sequence[Example]]) -> Batch:
     """A batch of the given rows, each a list of sequences side by side."""
-    length = max(sum(len(item.tokens) for item in row) for row in rows)
-    first = rows[0][0]
-    tokens = torch.zeros(len(rows), length, dtype=torch.long)
-    positions = torch.zeros(len(rows), length, dtype=torch.long)
-    owners = torch.full((len(rows), length), -1, dtype=torch.long)
-    weights = torch.zeros(len(rows), length)
-    extras = {name: torch.zeros(len(rows), length) for name in first.extras}
+    return lay_out([[Piece(item) for item in row] for row in rows])
+
+
+def lay_out(rows: Sequence[Sequence[Piece]]) -> Batch:
+    """A batch of rows of pieces side by side."""
+    length = max(sum(len(piece.example.tokens) - piece.skip for piece in row) for row in rows)
+    first = rows[0][0].example
+    shape = (len(rows), length)
+    tokens, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    owners, part = torch.full(shape, -1), torch.full(shape, -1)
+    after, source = torch.full(shape, -2), torch.arange(-1, length - 1).repeat(len(rows), 1)
+    weights = torch.zeros(shape)
+    extras = {name: torch.zeros(shape) for name in first.extras}
     scalars: dict[str, list[float]] = {name: [] for name in first.scalars}
     count = 0
     for number, row in enumerate(rows):
         at = 0
-        for item in row:
-            end = at + len(item.tokens)
-            tokens[number, at:end] = torch.as_tensor(item.tokens)
-            positions[number, at:end] = torch.arange(end - at)
+        starts: list[tuple[int, int]] = []  # of each piece: its column, its sequence
+        for piece in row:
+            item, skip = piece.example, piece.skip
+            end = at + len(item.tokens) - skip
+            tokens[number, at:end] = torch.as_tensor(item.tokens[skip:])
+            positions[number, at:end] = torch.arange(skip, len(item.tokens))
             owners[number, at:end] = count
-            weights[number, at:end] = torch.as_tensor(item.weights, dtype=torch.float32)
-            weights[number, at] = 0.0
+            weights[number, at:end] = torch.as_tensor(item.weights[skip:], dtype=torch.float32)
+            if skip:
+                begin, trunk = starts[piece.trunk]
+                part[number, begin : begin + skip] = trunk
+                after[number, at:end] = trunk
+                source[number, at] = begin + skip - 1
+            else:
+                weights[number, at] = 0.0
             for name, values in item.extras.items():
-                extras[name][number, at:end] = torch.as_tensor(values, dtype=torch.float32)
+                extras[name][number, at:end] = torch.as_tensor(values[skip:], dtype=torch.float32)
             for name, value in item.scalars.items():
                 scalars[name].append(value)
+            starts.append((at, count))
             at, count = end, count + 1
-    return Batch(tokens, positions, owners, weights, extras, {name: torch.tensor(v) for name, v in scalars.items()})
+    branches = Branches(part, after, source) if any(piece.skip for row in rows for piece in row) else None
+    numbers = {name: torch.tensor(values) for name, values in scalars.items()}
+    return Batch(tokens, positions, owners, weights, extras, numbers, branches)

@@ -93,11 +93,8 @@ def scored_positions(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor
         target = batch.tokens_BT[:, 1:].reshape(-1)
         index = torch.arange(rows * length, device=target.device).view(rows, length)[:, 1:].reshape(-1)
         return hidden_BTD[:, :-1].reshape(-1, width), target, None, index
-    index = torch.nonzero(batch.weights_BT[:, 1:].reshape(-1))[:, 0]
-    row, column = index // (length - 1), index % (length - 1)
-    target = batch.tokens_BT[row, column + 1]
-    weights = batch.weights_BT[row, column + 1]
-    return hidden_BTD[row, column], target, weights, row * length + column + 1
+    row, column, source = batch.scored()
+    return hidden_BTD[row, source], batch.tokens_BT[row, column], batch.weights_BT[row, column], row * length + column
 
 
 def sum_by_sequence(values_M: Tensor, scores: TokenScores, batch: Batch) -> Tensor:
@@ -112,11 +109,11 @@ def _score_logits(logits: Tensor, target_M: Tensor, temperature: float, with_ent
     """Log-probs (M,) and entropies (M,) from all logits (M, V)."""
     if temperature != 1.0:
         logits = logits / temperature
-    logprobs = -F.cross_entropy(logits, target_M, reduction="none")
+    full = logits.log_softmax(-1)
+    logprobs = -F.nll_loss(full, target_M, reduction="none")
     entropy = torch.zeros_like(logprobs.detach())
     if with_entropy:
         with torch.no_grad():
-            full = logits.log_softmax(-1)
             entropy = -(full.exp() * full).sum(-1)
     return logprobs, entropy
 
