@@ -61,7 +61,8 @@ def run_job(script: str, job: dict[str, Any]) -> dict[str, Any]:
         command = [sys.executable, script, "--job", json.dumps({**job, "result": str(result)})]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=directory)
         if done.returncode or not result.exists():
-            raise RuntimeError(f"{Path(script).name} failed on {job}:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
+            shown = {name: value for name, value in job.items() if isinstance(value, str | int | float)}
+            raise RuntimeError(f"{Path(script).name} failed on {shown}:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")
         return dict(json.loads(result.read_text()))
 
 

@@ -155,6 +155,9 @@ class FunctionGraders:
         self.clock.rewards.append(statistics.fmean(scores))
         return [Grade(score) for score in scores]
 
+    def uses_sandbox(self, names: set[str]) -> bool:
+        return False
+
 
 class TimedEngine(TorchEngine):
     """The engine, stopping where the checkpoint says, with its time and lengths noted."""
@@ -473,7 +476,9 @@ def main() -> None:
         return
     if arguments.threshold:
         result = compare_threshold(QUICK_THRESHOLD if arguments.quick else THRESHOLD, arguments.threads)
-        print(f"TRL takes {result['ratio']:.2f} ({result['low']:.2f} to {result['high']:.2f}) times as long to the reward")
+        print(
+            f"TRL takes {result['ratio']:.2f} ({result['low']:.2f} to {result['high']:.2f}) times as long to the reward"
+        )
         common.finish("grpo_threshold_vs_trl", result, arguments)
         return
     sizes = QUICK if arguments.quick else {size: FULL[size] for size in arguments.sizes.split(",")}

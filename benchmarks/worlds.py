@@ -78,7 +78,9 @@ def stop_ids(checkpoint: Path) -> tuple[int, ...]:
 def nonsense(words: int) -> list[str]:
     """Lines of made-up words, with enough repetition for a tokenizer to find pairs."""
     rng = np.random.default_rng(0)
-    parts = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=rng.integers(2, 5))) for _ in range(words // 8)]
+    parts = [
+        "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=rng.integers(2, 5))) for _ in range(words // 8)
+    ]
     picks = rng.zipf(1.2, size=(words, 2)) % len(parts)
     made = [parts[a] + parts[b] for a, b in picks]
     return [" ".join(made[start : start + 16]) for start in range(0, words, 16)]
