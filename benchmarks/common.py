@@ -1,6 +1,6 @@
 """What the benchmarks share: processes of their own, peak memory, ratios over repeats, versions, the result file.
 
-    seconds = common.run_job(__file__, {"side": "ours", "seed": 0})     # runs `script --job JSON` and returns its result
+    seconds = common.run_job(__file__, {"side": "ours", "seed": 0})     # runs `script --job JSON`
     common.finish("name", result, arguments)                            # writes results/name.json unless --quick
 
 Each side of a comparison runs in a process of its own, so that neither inherits the other's threads or memory, and with

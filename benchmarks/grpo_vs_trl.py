@@ -8,7 +8,7 @@
 Same checkpoint (Qwen3-shaped, random weights), prompts, reward, group size, lengths and threads. A step is everything
 between two steps: prompts rendered, answers sampled, decoded and rewarded, loss, gradient, clip, AdamW, logging. TRL is
 set as its CPU users should set it (no bfloat16, which this kind of processor emulates; no gradient checkpointing; no
-reference model) and takes the fastest of its two ways to sample, `model.generate` and continuous batching, each with one
+reference model) and takes the fastest of its two ways to sample, `model.generate` and continuous batching, each with a
 forward pass over the whole step and with smaller ones; a further row has TRL at its defaults. The reward pays every
 second sample of a group, so every group carries signal and nothing is left out on either side; Throughline's leaving
 out of groups without signal is a row of its own, on a reward that leaves half of the groups without one. One id in
@@ -21,6 +21,7 @@ Writes `results/grpo_vs_trl.json` and `results/grpo_threshold_vs_trl.json`. Not 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import tempfile
@@ -31,9 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import common
-import worlds
-
 import torch
+import worlds
 
 from throughline.grading.grade import Grade, Sample, split_thinking
 from throughline.grading.reward import RewardConfig
@@ -216,10 +216,8 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         ctx.metrics.log = noted  # type: ignore[method-assign]
         memory = common.Memory()
         clock.started = time.perf_counter()
-        try:
+        with contextlib.suppress(Reached):
             train(policy, GRPO.from_config(config), source, job["steps"], settings, ctx)
-        except Reached:
-            pass
     return clock.result(memory)
 
 
@@ -489,7 +487,8 @@ def main() -> None:
     }
     for size, row in rows.items():
         print(
-            f"{size}: {row['ratio']:.2f} times TRL's samples/s ({row['low']:.2f} to {row['high']:.2f}, n = {row['n']}), "
+            f"{size}: {row['ratio']:.2f} times TRL's samples/s ({row['low']:.2f} to {row['high']:.2f}, "
+            f"n = {row['n']}), "
             f"memory held {row['memory']['ratio']:.2f} times ours"
         )
     first = next(iter(rows.values()))

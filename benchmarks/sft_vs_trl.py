@@ -4,8 +4,8 @@
     python benchmarks/sft_vs_trl.py              # some 20 minutes
     python benchmarks/sft_vs_trl.py --quick      # small, under 50 s
 
-Same checkpoint (Qwen3-shaped, random weights), documents, optimizer and threads; every token but a document's first is a
-label. Lengths of documents are evenly spread on a logarithmic scale, many short and few long. TRL is set as its CPU
+Same checkpoint (Qwen3-shaped, random weights), documents, optimizer and threads; every token but a document's first is
+a label. Lengths of documents are evenly spread on a logarithmic scale, many short and few long. TRL is set as its CPU
 users should set it (no bfloat16, no gradient checkpointing) and takes the fastest of its settings: both packing
 strategies, two row lengths, one or several rows at a time, two attention kernels. Its strategy "wrapped" cuts documents
 at the ends of rows and lets them attend to their neighbours; "bfd" does neither, as Throughline; the fastest counts
@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import common
-import worlds
-
 import numpy as np
 import torch
+import worlds
 
 from throughline.model.checkpoint import load_model
 from throughline.store.context import Context

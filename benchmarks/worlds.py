@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import throughline  # isort: skip  # Sets how torch's threads wait, before torch is loaded.
+import throughline  # noqa: F401 # isort: skip  # Sets how torch's threads wait, before torch is loaded.
 
 import numpy as np
 import torch

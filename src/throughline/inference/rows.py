@@ -16,7 +16,7 @@ from throughline.base.errors import UserError
 from throughline.inference.completion import Completion, Finish
 from throughline.inference.sampling import Draw, Sampling, row_generator
 from throughline.inference.stops import StopTexts
-from throughline.inference.thinking import Thought, ThinkingMarks, thinking_marks
+from throughline.inference.thinking import ThinkingMarks, Thought, thinking_marks
 from throughline.model.tokenizer import END
 
 CHUNK = 128
@@ -151,7 +151,8 @@ class Rows:
 
     def stop_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """Which of the first rows' tokens end them."""
-        return self.stops[self.kind[: len(tokens)], tokens]
+        ends: np.ndarray = self.stops[self.kind[: len(tokens)], tokens]
+        return ends
 
     def keep(self, running: int, part: slice | np.ndarray, drawn: Draw, sampling: Sampling) -> None:
         """Note what top-k and top-p left the slots of `part`."""
@@ -185,7 +186,7 @@ class Rows:
         return forced
 
     def write(self, tokens: np.ndarray, logprobs: np.ndarray, version: int, stops: np.ndarray) -> list[int]:
-        """Append a token to each of the first rows; the slots that end with it. `stops` says which drew a stop token."""
+        """Append a token to each of the first rows; returns the slots that end. `stops`: which drew a stop token."""
         running = len(tokens)
         slots, column = np.arange(running), self.count[:running]
         if int(column.max()) >= self.ids.shape[1]:

@@ -27,17 +27,16 @@ class ThinkingMarks:
 
 def thinking_marks(tokenizer: Any, closing: Sequence[int] | None) -> ThinkingMarks:
     """The marks of a tokenizer. Raises `UserError` when it has none, or when `closing` does not close a thought."""
-    if type(tokenizer) is Tokenizer:
-        begin, end = THINK, THINK_END
-    else:
+    begin: int | None = THINK
+    end: int | None = THINK_END
+    if type(tokenizer) is not Tokenizer:
         fast = getattr(tokenizer, "fast", None)
-        found = [None if fast is None else fast.token_to_id(mark) for mark in ("<think>", "</think>")]
-        if found[0] is None or found[1] is None:
-            raise UserError(
-                "A thinking budget needs tokens <think> and </think>, which this tokenizer lacks",
-                "leave out thinking_budget, or use a checkpoint that thinks between these marks",
-            )
-        begin, end = found
+        begin, end = (None if fast is None else fast.token_to_id(mark) for mark in ("<think>", "</think>"))
+    if begin is None or end is None:
+        raise UserError(
+            "A thinking budget needs tokens <think> and </think>, which this tokenizer lacks",
+            "leave out thinking_budget, or use a checkpoint that thinks between these marks",
+        )
     ids = (end,) if closing is None else tuple(closing)
     if end not in ids:
         raise UserError(f"thinking_end {ids} does not hold the id {end} of </think>", "add it, or leave it out")

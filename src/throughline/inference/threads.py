@@ -1,10 +1,11 @@
 """How many threads a step's operations use.
 
-At a million parameters an operation takes some tens of microseconds, and waking a second thread for it takes as long: on
-two cores, a step of 128 rows took 17 ms with two threads and 11 ms with one. `own_threads(1)` sets the count of OpenMP
-and of MKL for the calling thread alone, so whatever else computes in the process keeps its own. Two halves of the rows
-on a thread each were tried: at a million parameters they wait for the interpreter (a quarter slower than one thread), at
-20 and 100 million they gain a tenth on the operations of one, too little for a second batch. Not covered: processes.
+At a million parameters an operation takes some tens of microseconds, and waking a second thread for it takes as long:
+on two cores, a step of 128 rows took 17 ms with two threads and 11 ms with one. `own_threads(1)` sets the count of
+OpenMP and of MKL for the calling thread alone, so whatever else computes in the process keeps its own. Two halves of
+the rows on a thread each were tried: at a million parameters they wait for the interpreter (a quarter slower than one
+thread), at 20 and 100 million they gain a tenth on the operations of one, too little for a second batch. Not covered:
+processes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ SMALL = 8_000_000
 @functools.cache
 def _setters() -> tuple[Any, Any] | None:
     """Functions that set the number of threads of the calling thread, of OpenMP and of MKL; None without them."""
-    if not torch.backends.mkl.is_available() or not torch.backends.openmp.is_available():
+    found = [part.is_available() for part in (torch.backends.mkl, torch.backends.openmp)]
+    if not all(found):
         return None
     libraries = Path(torch.__file__).parent / "lib"
     try:
