@@ -50,10 +50,8 @@ class RecordedStep:
             self.plain(slots)
             return
         rows = rounded_rows(slots.running, slots.rows)
-        length = min(slots.cache.length, rounded(slots.attended, POSITIONS))
-        # Slots that do not run feed zeros; what they write is overwritten when they are taken.
-        slots.at[slots.running : rows] = 0
-        slots.tokens[slots.running : rows] = 0
+        length = min(slots.cache.length, rounded(slots.attended(0, slots.running), POSITIONS))
+        # Slots that do not run feed token 0 at position 0; what they write is overwritten when they are taken.
         recording = self.recordings.get((rows, length))
         if recording is None:
             recording = self.recordings[rows, length] = self._record(slots, rows, length)
@@ -75,7 +73,7 @@ class RecordedStep:
             return self.model.logits(hidden[:, 0]).float()
 
         # Kernels are chosen and workspaces made outside the recording. The same keys are written again and again.
-        side = torch.cuda.Stream(device)
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(2):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from throughline.inference.completion import Completion, Request
-from throughline.inference.decode_step import decode_step
+from throughline.inference.decode_step import decode_step, is_plain
 from throughline.inference.rows import Rows, Settings, new_row
 from throughline.inference.sampling import Sampling, Scratch, draw
 from throughline.inference.slots import Slots
@@ -118,11 +118,10 @@ class Scheduler:
     def _step(self) -> list[tuple[int, Completion]]:
         slots = self._room()
         seats = min(self.unseated, self.size - self.active)
-        # Gaps that are taken now stay where they are; the step computes nothing of use in them, and copies nothing.
-        self.gaps.sort()
-        for source, target in slots.close_gaps(self.gaps[seats:]):
+        # Gaps that are taken now stay; the step computes nothing of use in them, and copies nothing.
+        moves, self.gaps = slots.close_gaps(self.gaps, seats)
+        for source, target in moves:
             self.rows.move(source, target)
-        self.gaps = self.gaps[:seats]
         if self.active:
             self.compute(slots)
         self._seat(slots, seats)
@@ -146,8 +145,8 @@ class Scheduler:
             return old
         if old is not None:
             limit, rows = max(limit, old.limit), max(rows, old.rows)
-        slots = Slots(model, rows, limit)
-        self.rows.resize(rows)
+        slots = Slots(model, rows, limit, ordered=is_plain(model))
+        self.rows.resize(slots.rows)
         if old is not None and old.running:
             running = list(range(old.running))
             slots.seat(running, old.cache, running, old.logits)
