@@ -3,8 +3,7 @@
 It computes what `Decoder.forward` computes, operation by operation, so its scores are the same bit for bit. What is
 saved is everything around the operations: at a million parameters and few rows, most of a step's time went into asking
 for memory and making views. Rows stand in segments of about equal age, and each segment attends over its own longest
-row only. Axes: B rows, D width, H query heads, K key/value heads, G = H + K, C channels, S cached positions. Not covered:
-other devices and types.
+row only. Not covered: other devices and types.
 """
 
 from __future__ import annotations

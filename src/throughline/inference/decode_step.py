@@ -1,8 +1,10 @@
 """One decoding step: the next scores of all running rows.
 
 `decode_step(model, slots)` picks the form: `CompactStep` (see `inference.compact_step`) for a plain decoder in single
-precision on the CPU, `RecordedStep` (see `inference.recorded_step`) on CUDA, `ModelStep` for everything else. Compiling
-the step with `torch.compile` is not done: see `docs/log.md`. Not covered: prefilling.
+precision on the CPU, `RecordedStep` (see `inference.recorded_step`) on CUDA, `ModelStep` for everything else.
+`torch.compile` does not pay on the CPU: at a million parameters and 8 rows a compiled `forward` took 3.3 ms, the plain
+one 3.9 and `CompactStep` 1.7; at 128 rows it was no faster than the plain one, after 24 s of compiling for each shape.
+Not covered: prefilling.
 """
 
 from __future__ import annotations

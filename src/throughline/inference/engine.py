@@ -39,7 +39,10 @@ from throughline.model.tokenizer import Tokenizer
 class Engine(Protocol):
     """What stages ask of anything that samples."""
 
-    tokenizer: Tokenizer
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of what samples."""
+        ...
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int] | None = None

@@ -1,8 +1,8 @@
 """The rows of a running batch: their part of the key/value cache, their scores, and where each stands.
 
-Running rows are slots 0..`running`-1, so a step works on the front of every buffer and copies nothing. A finished slot is
-taken by the next row, or, when none waits, by the last running one. Axes: R slots, L layers, K key/value heads, S cached
-positions, C channels, V vocabulary. Not covered: which row comes next (see `inference.scheduler`).
+Running rows are slots 0..`running`-1, so a step works on the front of every buffer and copies nothing. A finished slot
+is taken by the next row, or, when none waits, by the last running one. Not covered: which row comes next (see
+`inference.scheduler`).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Slots:
         self.at[slot] = self.tokens[slot] = 0
 
     def close_gaps(self, gaps: Sequence[int], seats: int) -> tuple[list[tuple[int, int]], list[int]]:
-        """Close all `gaps` but `seats`, and shrink. Returns the moves of rows (from, to) in order, and the gaps left."""
+        """Close all but `seats` of `gaps`. Returns the rows' moves (from, to) in order, and the gaps left."""
         moves: list[tuple[int, int]] = []
         left = set(gaps)
         if self.ordered and self.running > SEGMENT:

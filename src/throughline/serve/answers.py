@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from throughline.inference.engine import Completion, Sampling
@@ -123,7 +123,7 @@ def finish_answer(completion: Completion, plan: Plan, tokenizer: Tokenizer) -> A
         size = next(
             size for size in range(len(ids) + 1) if first_stop(tokenizer.decode(ids[:size]), plan.stops) is not None
         )
-        completion = replace(completion, token_ids=ids[:size], logprobs=completion.logprobs[:size], finish="stop")
+        completion = completion.cut(size, "stop")
         text, finish = text[:place], "stop"
     return Answer(completion, text, parse_output(text, tools=plan.use_tools), finish)
 

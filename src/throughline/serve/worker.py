@@ -58,9 +58,7 @@ def cut(completion: Completion, limit: int) -> Completion:
     """`completion` as it would have been under a smaller token limit."""
     if len(completion.token_ids) <= limit:
         return completion
-    return replace(
-        completion, token_ids=completion.token_ids[:limit], logprobs=completion.logprobs[:limit], finish="length"
-    )
+    return completion.cut(limit, "length")
 
 
 def split_by_room(jobs: list[_Job], context: int | None) -> list[list[_Job]]:
