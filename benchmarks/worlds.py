@@ -9,6 +9,7 @@ weights hold, except through lengths, which the stop tokens set).
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,32 @@ from throughline.corpus import tokenizer as tokenizers
 from throughline.model.checkpoint import load_tokenizer, save_checkpoint
 from throughline.model.config import ModelConfig
 from throughline.model.decoder import Decoder
+from throughline.store.context import Context
+from throughline.training.batch import Example
+from throughline.training.config import OptimizerConfig, TrainConfig
+from throughline.training.loop import train
+from throughline.training.objectives import NextToken
+from throughline.training.sources import ExampleSource
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "heads": 2},
     "1m": {"vocab_size": 1024, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 5, "heads": 4},
     "20m": {"vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 11, "heads": 6},
     "100m": {"vocab_size": 8192, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 14, "heads": 12},
+    "600m": {
+        "vocab_size": 151936,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "heads": 16,
+        "head_dim": 128,
+        "tokenizer": 8192,
+    },
 }
-"""About 0.1, 1, 20 and 100 million parameters: Qwen3's layout, tied embeddings, two query heads to a key head."""
+"""About 0.1, 1, 20, 100 and 600 million parameters: Qwen3's layout, tied embeddings, two query heads to a key head.
+
+The last is Qwen3-0.6B's own shape, with a tokenizer that knows the first ids only.
+"""
 
 
 def model_config(shape: dict[str, int], length: int) -> ModelConfig:
@@ -43,7 +62,7 @@ def model_config(shape: dict[str, int], length: int) -> ModelConfig:
         num_hidden_layers=shape["num_hidden_layers"],
         num_attention_heads=heads,
         num_key_value_heads=heads // 2,
-        head_dim=shape["hidden_size"] // heads,
+        head_dim=shape.get("head_dim", shape["hidden_size"] // heads),
         qk_norm=True,
         tie_word_embeddings=True,
         max_position_embeddings=length,
@@ -57,7 +76,8 @@ def save_random(shape: dict[str, int], out: Path, length: int, mean_tokens: floa
     1 / `mean_tokens`: random weights choose ids about evenly, so lengths are geometric, many short and few long.
     """
     config = model_config(shape, length)
-    fast = tokenizers.train(nonsense(40 * shape["vocab_size"]), shape["vocab_size"])
+    known = shape.get("tokenizer", shape["vocab_size"])
+    fast = tokenizers.train(nonsense(40 * known), known)
     tokenizers.save(fast, out / "tokenizer")
     save_checkpoint(Decoder(config).initialize(torch.Generator().manual_seed(0)), out / "tokenizer", out)
     if mean_tokens is not None:
@@ -117,3 +137,38 @@ def as_tasks(prompts: Sequence[str], answers: Sequence[str] | None = None) -> li
         }
         for number, prompt in enumerate(prompts)
     ]
+
+
+def teach_additions(out: Path, steps: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Write a checkpoint of 1M parameters that adds up numbers a little, and return tasks to practise on.
+
+    It is fine-tuned for `steps` steps on worked answers, one addition after the other, as reinforcement learning finds
+    it after a cold start.
+    """
+    rng = np.random.default_rng(seed)
+    rows, conversations = [], []
+    for number in range(4000):
+        terms = rng.integers(1, 25, size=int(rng.integers(2, 5))).tolist()
+        total, worked = terms[0], []
+        for term in terms[1:]:
+            worked.append(f"{total}+{term}={total + term}")
+            total += term
+        question = {"role": "user", "content": "+".join(map(str, terms)) + "=?"}
+        reply = {"role": "assistant", "content": f"<think>{';'.join(worked)}</think>{total}"}
+        rows.append({"id": f"sum-{number}", "family": "prompts", "messages": [question], "answer": str(total)})
+        conversations.append([question, reply])
+    shape = {**SHAPES["1m"], "vocab_size": 320}
+    texts = [turn["content"] for conversation in conversations[:200] for turn in conversation] + nonsense(2000)
+    tokenizers.save(tokenizers.train(texts, shape["vocab_size"]), out / "tokenizer")
+    tokenizer = load_tokenizer(out / "tokenizer")
+    examples = []
+    for conversation in conversations:
+        ids, mask = tokenizer.render_with_mask(conversation)
+        examples.append(Example(ids, [float(chosen) for chosen in mask]))
+    model = Decoder(model_config(shape, 256)).initialize(torch.Generator().manual_seed(seed))
+    settings = TrainConfig(optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3))
+    with tempfile.TemporaryDirectory() as directory:
+        ctx = Context("benchmark", Path(directory) / "out", Path(directory) / "state", seed)
+        train(model, NextToken(), ExampleSource(examples, 64, 64, 64, seed), steps, settings, ctx)
+    save_checkpoint(model, out / "tokenizer", out)
+    return [{**row, "grader": "benchmark"} for row in rows]
