@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from tests.support_model import tiny_model
 from throughline.base.errors import UserError
-from throughline.training.batch import BATCH_COST, Example, assign_rows, build_batch, by_length, pack
-from throughline.training.objectives import score_tokens
+from throughline.training.batch import Example, assign_rows, build_batch, pack
 
 
 @settings(max_examples=20, deadline=None)
@@ -64,51 +63,3 @@ def test_a_batch_moves_whole_to_a_device():
     tensors += [moved.extras["advantages"], moved.scalars["normalizer"]]
     assert all(tensor.device.type == "meta" for tensor in tensors)
     assert moved.tokens_BT.shape == batch.tokens_BT.shape
-
-
-@settings(max_examples=15, deadline=None)
-@given(lengths=st.lists(st.integers(2, 60), min_size=1, max_size=14))
-def test_in_long_rows_short_sequences_stand_alone_and_are_scored_the_same(lengths):
-    model = tiny_model(4)
-    generator = torch.Generator().manual_seed(sum(lengths))
-    examples = [
-        Example(torch.randint(10, 300, (n,), generator=generator).tolist(), [1.0] * n, {"id": [float(i)] * n})
-        for i, n in enumerate(lengths)
-    ]
-    found = {}
-    for batch in pack(examples, 2048, 2):
-        assert batch.mask() is None and batch.tokens_BT.numel() <= 2 * 2048
-        with torch.no_grad():
-            scores = score_tokens(model, batch)
-        owners = batch.extras["id"].reshape(-1)[scores.index_M]
-        for owner in owners.unique():
-            found[int(owner)] = scores.logprobs_M[owners == owner]
-    for number, example in enumerate(examples):
-        (packed,) = (build_batch([[example, example]]),)
-        with torch.no_grad():
-            expected = score_tokens(model, packed).logprobs_M[: len(example.tokens) - 1]
-        torch.testing.assert_close(found.pop(number), expected, atol=1e-5, rtol=1e-4)
-    assert not found
-
-
-def test_rows_that_are_nearly_full_stay_packed():
-    examples = [Example([10] * 60, [1.0] * 60) for _ in range(40)]
-    assert all(batch.mask() is not None for batch in pack(examples, 128, 8))
-
-
-@settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9), most=st.integers(40, 200))
-def test_no_other_cut_of_the_sorted_sequences_is_cheaper(lengths, most):
-    batches, price = by_length(lengths, most)
-    assert sorted(number for batch in batches for number in batch) == list(range(len(lengths)))
-    ordered = sorted(lengths, reverse=True)
-
-    def cost(parts):
-        return sum(BATCH_COST + len(part) * part[0] * (1 + part[0] / 2048) for part in parts)
-
-    assert price == pytest.approx(cost([[lengths[number] for number in batch] for batch in batches]))
-    for cuts in range(2 ** (len(ordered) - 1)):
-        ends = [n + 1 for n in range(len(ordered) - 1) if cuts >> n & 1] + [len(ordered)]
-        parts = [ordered[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        if all(len(part) == 1 or len(part) * part[0] <= most for part in parts):
-            assert price <= cost(parts) + 1e-6

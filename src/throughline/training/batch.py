@@ -1,10 +1,8 @@
-"""Batches: sequences in rows with little padding, each seeing only itself.
+"""Batches: sequences packed into rows without padding between them.
 
-`pack` fills rows of one length by best-fit decreasing, under a mask, or, where that is clearly cheaper, gives sequences
-of like length a row each, where causality alone keeps padding out of sight. The first attends over whole rows only to
-mask most of it out, the second wastes some ids on padding. Positions start at zero, so numbers are those of the sequence
-alone. A row may hold the beginning of several sequences once (see `training.prefixes`). Not covered: sequences longer
-than a row (the caller cuts or refuses them).
+`pack` lays sequences into rows of one length by best-fit decreasing; a sequence sees only itself and its positions
+start at zero, so packed numbers equal unpacked ones. A row may hold the beginning of several sequences once (see
+`training.prefixes`). Not covered: sequences longer than a row (the caller cuts or refuses them).
 """
 
 from __future__ import annotations
@@ -17,13 +15,6 @@ import torch
 from torch import Tensor
 
 from throughline.base.errors import UserError
-
-ATTENTION_LENGTH = 1024
-"""Row length at which attending over every pair costs as much as everything else, about, at a width of 256."""
-BATCH_COST = 64
-"""What a forward and backward pass costs by itself, in ids."""
-GAIN = 1.25
-"""How much cheaper rows of one sequence must look before they are taken: the prices are rough."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ class Batch:
     tokens_BT: Tensor
     """Ids; 0 where empty."""
     positions_BT: Tensor | None = None
-    """Position of each id in its sequence; None when every row is one sequence, from its first column on."""
+    """Position of each id in its sequence; None when every row is one sequence."""
     sequences_BT: Tensor | None = None
     """Number of the sequence each id belongs to, 0..N-1; -1 where empty. A common beginning belongs to the first."""
     weights_BT: Tensor | None = None
@@ -89,7 +80,7 @@ class Batch:
 
     def mask(self) -> Tensor | None:
         """Boolean (B, 1, T, T), true where a query may look: earlier in the same sequence. None is plain causal."""
-        if self.sequences_BT is None or self.positions_BT is None:
+        if self.sequences_BT is None:
             return None
         length = self.tokens_BT.shape[1]
         same = self.sequences_BT[:, :, None] == self.sequences_BT[:, None, :]
@@ -153,43 +144,15 @@ def assign_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def pack(sequences: Sequence[Example], row_length: int, rows_per_batch: int) -> list[Batch]:
-    """Batches of at most `rows_per_batch` rows of `row_length`, or as many ids in more and shorter rows.
+    """Pack sequences into rows of `row_length`, and the rows into batches of at most `rows_per_batch`.
 
-    Every sequence must carry the same `extras` and `scalars`. Rows of a batch are cut to its longest. Raises
-    `UserError` for a sequence longer than a row.
+    Every sequence must carry the same `extras` and `scalars`. Rows of a batch are cut to its longest.
     """
-    lengths = [len(item.tokens) for item in sequences]
-    rows = assign_rows(lengths, row_length)
-    filled = [rows[start : start + rows_per_batch] for start in range(0, len(rows), rows_per_batch)]
-    price = len(rows) * row_length * (1 + row_length / ATTENTION_LENGTH) + BATCH_COST * len(filled)
-    alone, price_alone = by_length(lengths, row_length * rows_per_batch)
-    if price_alone * GAIN < price:
-        return [lay_out([[Piece(sequences[number])] for number in batch], alone=True) for batch in alone]
-    return [build_batch([[sequences[number] for number in row] for row in batch]) for batch in filled]
-
-
-def by_length(lengths: Sequence[int], most: int) -> tuple[list[list[int]], float]:
-    """Sequences of like length together, a row each, at most `most` ids at once with padding; and what that costs.
-
-    The longest first. Of all ways to cut the sorted sequences into batches this is the cheapest: a batch costs
-    `BATCH_COST` and, for every row, its padded length with half of the attention of a whole row.
-    """
-    order = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
-    best = [0.0] + [float("inf")] * len(order)
-    begin = [0] * len(best)
-    for start, number in enumerate(order):
-        longest = lengths[number]
-        row = longest * (1 + longest / (2 * ATTENTION_LENGTH))
-        for end in range(start + 1, min(len(order), start + max(1, most // longest)) + 1):
-            price = best[start] + row * (end - start) + BATCH_COST
-            if price < best[end]:
-                best[end], begin[end] = price, start
-    batches: list[list[int]] = []
-    end = len(order)
-    while end:
-        batches.append(order[begin[end] : end])
-        end = begin[end]
-    return batches[::-1], best[-1]
+    rows = assign_rows([len(item.tokens) for item in sequences], row_length)
+    return [
+        build_batch([[sequences[number] for number in row] for row in rows[start : start + rows_per_batch]])
+        for start in range(0, len(rows), rows_per_batch)
+    ]
 
 
 def build_batch(rows: Sequence[Sequence[Example]]) -> Batch:
@@ -197,8 +160,8 @@ def build_batch(rows: Sequence[Sequence[Example]]) -> Batch:
     return lay_out([[Piece(item) for item in row] for row in rows])
 
 
-def lay_out(rows: Sequence[Sequence[Piece]], alone: bool = False) -> Batch:
-    """A batch of rows of pieces side by side; `alone` says that no row has a second, so that none needs a mask."""
+def lay_out(rows: Sequence[Sequence[Piece]]) -> Batch:
+    """A batch of rows of pieces side by side."""
     length = max(sum(len(piece.example.tokens) - piece.skip for piece in row) for row in rows)
     first = rows[0][0].example
     shape = (len(rows), length)
@@ -234,4 +197,4 @@ def lay_out(rows: Sequence[Sequence[Piece]], alone: bool = False) -> Batch:
             at, count = end, count + 1
     branches = Branches(part, after, source) if any(piece.skip for row in rows for piece in row) else None
     numbers = {name: torch.tensor(values) for name, values in scalars.items()}
-    return Batch(tokens, None if alone else positions, owners, weights, extras, numbers, branches)
+    return Batch(tokens, positions, owners, weights, extras, numbers, branches)
