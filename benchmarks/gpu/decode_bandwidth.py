@@ -43,7 +43,7 @@ def main() -> None:
     speed = gpu.bandwidth(device)
 
     def run(count: int) -> float:
-        settings = Sampling(max_new_tokens=count, stop_token_ids=(-1,))
+        settings = Sampling(max_new_tokens=count, stop_token_ids=())
         return gpu.seconds(lambda: engine.generate(prompts, settings), device, times=1)
 
     ratios, steps = [], []
