@@ -7,8 +7,8 @@
 Each prompt is computed once for all its samples. `batch_size` rows run at a time; a finished one's slot is taken by the
 next at once, and the batch shrinks when none waits. A row's randomness comes from its own seed, so what it samples does
 not depend on its neighbours. Log-probs are those of the sampled tokens at the sampling temperature, before top-k and
-top-p cut the tail. Not covered: speculative decoding, several
-devices.
+top-p cut the tail. Any server of OpenAI's API is an engine too: `inference.openai_engine`. Not covered: speculative
+decoding, several devices.
 """
 
 from __future__ import annotations
