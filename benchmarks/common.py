@@ -1,6 +1,6 @@
 """What the benchmarks share: processes of their own, peak memory, ratios over repeats, versions, the result file.
 
-    seconds = common.run_job(__file__, {"side": "ours", "seed": 0})     # runs `script --job JSON`
+    seconds = common.run_job(__file__, {"side": "ours", "seed": 0})     # runs `script --job FILE`
     common.finish("name", result, arguments)                            # writes results/name.json unless --quick
 
 Each side of a comparison runs in a process of its own, so that neither inherits the other's threads or memory, and with
@@ -47,18 +47,23 @@ def parse(description: str, add: Callable[[argparse.ArgumentParser], object] | N
     parser.add_argument("--job", help=argparse.SUPPRESS)
     if add is not None:
         add(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.job:
+        arguments.job = Path(arguments.job).read_text()
+    return arguments
 
 
 def run_job(script: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Run `script --job JSON` in a fresh process; returns what it passed to `answer`.
+    """Run `script --job FILE` in a fresh process; returns what it passed to `answer`.
 
     What the job prints is shown only when it fails. Raises `RuntimeError` then.
     """
     with tempfile.TemporaryDirectory() as directory:
-        result = Path(directory) / "result.json"
+        # Through a file, since a job may hold more than a command line takes.
+        result, order = Path(directory) / "result.json", Path(directory) / "job.json"
+        order.write_text(json.dumps({**job, "result": str(result)}))
         environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(job["threads"])}
-        command = [sys.executable, script, "--job", json.dumps({**job, "result": str(result)})]
+        command = [sys.executable, script, "--job", str(order)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=directory)
         if done.returncode or not result.exists():
             shown = {name: value for name, value in job.items() if isinstance(value, str | int | float)}

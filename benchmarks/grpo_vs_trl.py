@@ -79,15 +79,15 @@ TRL_TUNED: dict[str, Any] = {
 }
 THRESHOLD: dict[str, Any] = {
     "seeds": 3,
-    "threshold": 0.75,
-    "window": 5,
-    "most_steps": 150,
+    "threshold": 0.7,
+    "window": 8,
+    "most_steps": 120,
     "prompts": 16,
     "max_new_tokens": 48,
-    "learning_rate": 1e-3,
-    "teaching_steps": 110,
+    "learning_rate": 2e-4,
+    "teaching_steps": 250,
 }
-QUICK_THRESHOLD = {**THRESHOLD, "seeds": 1, "threshold": 0.3, "most_steps": 6, "teaching_steps": 60, "prompts": 4}
+QUICK_THRESHOLD = {**THRESHOLD, "seeds": 1, "threshold": 0.0, "window": 2, "prompts": 4, "teaching_steps": 12}
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 

@@ -142,19 +142,20 @@ def as_tasks(prompts: Sequence[str], answers: Sequence[str] | None = None) -> li
 def teach_additions(out: Path, steps: int, seed: int = 0) -> list[dict[str, Any]]:
     """Write a checkpoint of 1M parameters that adds up numbers a little, and return tasks to practise on.
 
-    It is fine-tuned for `steps` steps on worked answers, one addition after the other, as reinforcement learning finds
-    it after a cold start.
+    It is fine-tuned for `steps` steps on answers of two kinds, seven in ten the bare sum and the others worked out one
+    addition after the other. The second kind is right more often: that is what reinforcement learning is to find.
     """
     rng = np.random.default_rng(seed)
     rows, conversations = [], []
     for number in range(4000):
-        terms = rng.integers(1, 25, size=int(rng.integers(2, 5))).tolist()
+        terms = rng.integers(1, 13, size=int(rng.integers(3, 6))).tolist()
         total, worked = terms[0], []
         for term in terms[1:]:
             worked.append(f"{total}+{term}={total + term}")
             total += term
         question = {"role": "user", "content": "+".join(map(str, terms)) + "=?"}
-        reply = {"role": "assistant", "content": f"<think>{';'.join(worked)}</think>{total}"}
+        thinking = f"<think>{';'.join(worked)}</think>" if rng.random() < 0.3 else ""
+        reply = {"role": "assistant", "content": f"{thinking}{total}"}
         rows.append({"id": f"sum-{number}", "family": "prompts", "messages": [question], "answer": str(total)})
         conversations.append([question, reply])
     shape = {**SHAPES["1m"], "vocab_size": 320}
