@@ -26,6 +26,11 @@ class PolicyGradientConfig(Config):
     """Samples of each prompt; their mean reward is the baseline (Shao et al. 2024, arXiv:2402.03300)."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; training scores tokens at the same one."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the smallest set of tokens whose probability reaches this. Training scores every token among those
+    that it was chosen from, so both see one policy (the sampling mask of arXiv:2512.02556, section 3.1)."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample from so many likeliest tokens; 0 keeps all. Training scores among the same ones."""
     max_new_tokens: int = Field(default=48, ge=1)
     """Longest sample, in tokens."""
     updates_per_rollout: int = Field(default=1, ge=1)

@@ -15,7 +15,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from throughline.base.errors import UserError
 from throughline.harness.trajectory import Trajectory, View
+from throughline.inference.completion import Completion
 from throughline.model.language_model import LanguageModel
 from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.group import Group, forced_tokens
@@ -60,17 +62,39 @@ def group_examples(group: Group, config: PolicyGradientConfig) -> list[tuple[int
     for number, (completion, advantage) in enumerate(zip(group.completions, group.advantages, strict=True)):
         if advantage is None or (config.mask_truncated and completion.finish == "length"):
             continue
-        silent = len(group.prompt)
-        example = example_of(
-            [*group.prompt, *completion.token_ids],
-            [False] * silent + [not forced for forced in forced_tokens(completion)],
-            [0.0] * silent + list(completion.logprobs),
-            advantage,
-            config,
-        )
+        example = completion_example(group.prompt, completion, advantage, config)
         if example is not None:
             found.append((number, example))
     return found
+
+
+def completion_example(
+    prompt: Sequence[int], completion: Completion, advantage: float, config: PolicyGradientConfig
+) -> Example | None:
+    """One answer for the loss; None when the policy chose none of its tokens.
+
+    Where top-k or top-p took words away, the log-probs are those among the words that were left, and the example says
+    which. Raises `UserError` for an answer whose sampler did not say.
+    """
+    silent = len(prompt)
+    logprobs: Sequence[float] = completion.logprobs
+    if completion.kept_logmass:
+        if not completion.kept_sets:
+            raise UserError(
+                "An answer was sampled with top-k or top-p, but which words these left was not recorded",
+                "sample with keep_sets on, or without top-k and top-p",
+            )
+        logprobs = [value - mass for value, mass in zip(logprobs, completion.kept_logmass, strict=True)]
+    example = example_of(
+        [*prompt, *completion.token_ids],
+        [False] * silent + [not forced for forced in forced_tokens(completion)],
+        [0.0] * silent + list(logprobs),
+        advantage,
+        config,
+    )
+    if example is None or not completion.kept_sets:
+        return example
+    return replace(example, kept=[b""] * silent + list(completion.kept_sets))
 
 
 def build_examples(groups: Sequence[Group], config: PolicyGradientConfig) -> list[Example]:
@@ -132,7 +156,7 @@ def map_examples(
     scores: list[list[float]] = [[] for _ in examples]
     for start in range(0, len(lines), rows):
         part = lines[start : start + rows]
-        batch = on_device(build_batch([[examples[number] for number in line] for line in part]), device)
+        batch = build_batch([[examples[number] for number in line] for line in part]).to(device)
         values, index = score(batch)
         flat = torch.zeros(batch.tokens_BT.numel(), device=device)
         flat[index] = values.float()
@@ -145,22 +169,6 @@ def map_examples(
                 at = end
     model.train(was_training)
     return scores
-
-
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`."""
-
-    def move(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device)
-
-    return Batch(
-        batch.tokens_BT.to(device),
-        move(batch.positions_BT),
-        move(batch.sequences_BT),
-        move(batch.weights_BT),
-        {name: values.to(device) for name, values in batch.extras.items()},
-        {name: values.to(device) for name, values in batch.scalars.items()},
-    )
 
 
 def with_extra(example: Example, **extras: Sequence[float]) -> Example:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from throughline.model.language_model import LanguageModel
 from throughline.rl.config import PolicyGradientConfig
-from throughline.rl.examples import example_of, score_examples
-from throughline.rl.group import Group, forced_tokens
+from throughline.rl.examples import completion_example, score_examples
+from throughline.rl.group import Group
 from throughline.training.batch import Example
 
 
@@ -60,15 +60,7 @@ def measure_mismatch(
     chosen = [groups[number * len(groups) // samples] for number in range(min(samples, len(groups)))]
     examples = []
     for number, group in enumerate(chosen):
-        completion = group.completions[number % len(group.completions)]
-        silent = len(group.prompt)
-        example = example_of(
-            [*group.prompt, *completion.token_ids],
-            [False] * silent + [not forced for forced in forced_tokens(completion)],
-            [0.0] * silent + list(completion.logprobs),
-            0.0,
-            config,
-        )
+        example = completion_example(group.prompt, group.completions[number % len(group.completions)], 0.0, config)
         if example is not None:
             examples.append(example)
     return compare_examples(examples, score_examples(model, examples, config.temperature))

@@ -208,6 +208,9 @@ def sample_groups(
     sampling = Sampling(
         config.max_new_tokens,
         temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        keep_sets=config.top_p < 1 or config.top_k > 0,
         n=config.group_size,
         thinking_budget=rollout.thinking_budget,
     )

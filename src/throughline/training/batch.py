@@ -29,6 +29,9 @@ class Example:
     """Further numbers per id, such as "advantages" or "old_logprobs"."""
     scalars: dict[str, float] = field(default_factory=dict)
     """Further numbers per sequence, such as "reference" or "sign"."""
+    kept: Sequence[bytes] = ()
+    """For each id the words it was chosen among, a bit each, lowest first (`Completion.kept_sets`), b"" for all words;
+    empty when none had a choice cut."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Batch:
     """Further (N,) numbers."""
     branches: Branches | None = None
     """Where sequences share their beginning; None where every sequence stands whole."""
+    kept_BTW: Tensor | None = None
+    """Words that each id was chosen among, eight to a byte (W bytes); None where among all."""
 
     def mask(self) -> Tensor | None:
         """Boolean (B, 1, T, T), true where a query may look: earlier in the same sequence. None is plain causal."""
@@ -113,6 +118,7 @@ class Batch:
             {name: value.to(device, non_blocking=True) for name, value in self.extras.items()},
             {name: value.to(device, non_blocking=True) for name, value in self.scalars.items()},
             None if self.branches is None else self.branches.to(device),
+            move(self.kept_BTW),
         )
 
     @property
@@ -170,6 +176,8 @@ def lay_out(rows: Sequence[Sequence[Piece]]) -> Batch:
     after, source = torch.full(shape, -2), torch.arange(-1, length - 1).repeat(len(rows), 1)
     weights = torch.zeros(shape)
     extras = {name: torch.zeros(shape) for name in first.extras}
+    widths = {len(kept) for row in rows for piece in row for kept in piece.example.kept if kept}
+    kept_sets = torch.full((*shape, widths.pop()), 255, dtype=torch.uint8) if widths else None
     scalars: dict[str, list[float]] = {name: [] for name in first.scalars}
     count = 0
     for number, row in enumerate(rows):
@@ -191,10 +199,13 @@ def lay_out(rows: Sequence[Sequence[Piece]]) -> Batch:
                 weights[number, at] = 0.0
             for name, values in item.extras.items():
                 extras[name][number, at:end] = torch.as_tensor(values[skip:], dtype=torch.float32)
+            for column, kept in enumerate(item.kept[skip:], start=at):
+                if kept and kept_sets is not None:
+                    kept_sets[number, column] = torch.frombuffer(bytearray(kept), dtype=torch.uint8)
             for name, value in item.scalars.items():
                 scalars[name].append(value)
             starts.append((at, count))
             at, count = end, count + 1
     branches = Branches(part, after, source) if any(piece.skip for row in rows for piece in row) else None
     numbers = {name: torch.tensor(values) for name, values in scalars.items()}
-    return Batch(tokens, positions, owners, weights, extras, numbers, branches)
+    return Batch(tokens, positions, owners, weights, extras, numbers, branches, kept_sets)

@@ -4,7 +4,9 @@
 
 M scored tokens times V words of vocabulary is the largest tensor of a training step. Up to `blocks.WHOLE_LOGITS`
 numbers it is computed at once; beyond that in blocks of rows, each dropped after use (see `blocks`), so that memory
-grows with M + V instead of M times V. Not covered: renormalizing over a sampler's top-p set.
+grows with M + V instead of M times V. Where the batch
+says among which words an id was chosen (top-k, top-p), log-probs and entropy are those among these words. Not covered:
+such batches through `blocks` (their blocks take the slower way).
 """
 
 from __future__ import annotations
@@ -42,16 +44,18 @@ def score_tokens(
 ) -> TokenScores:
     """Log-probs of the ids with a weight, at `temperature`. Ids without one never reach the output layer.
 
-    `limit` is the most logits held at once (`blocks.WHOLE_LOGITS`).
+    `limit` is the most logits held at once (`blocks.WHOLE_LOGITS`). An id that is not among the words it was chosen
+    from has log-prob -inf.
     """
     hidden_MD, target_M, weights_M, index_M = scored_positions(model, batch)
     rows = block_rows(len(target_M), model.config.vocab_size, hidden_MD.device.type, limit)
+    kept_MW = None if batch.kept_BTW is None else batch.kept_BTW.flatten(0, 1)[index_M]
     if rows is None:
-        logprobs, entropy = _score_logits(model.logits(hidden_MD), target_M, temperature, with_entropy)
-    elif model.plain_output:
+        logprobs, entropy = _score_logits(model.logits(hidden_MD), target_M, temperature, with_entropy, kept_MW)
+    elif model.plain_output and kept_MW is None:
         logprobs, entropy = linear_scores(hidden_MD, model.output_weight, target_M, temperature, with_entropy, rows)
     else:
-        logprobs, entropy = _checkpointed(model, hidden_MD, target_M, temperature, with_entropy, rows)
+        logprobs, entropy = _checkpointed(model, hidden_MD, target_M, temperature, with_entropy, rows, kept_MW)
     if weights_M is None:
         weights_M = torch.ones_like(logprobs.detach())
     return TokenScores(logprobs, weights_M, index_M, entropy)
@@ -105,29 +109,51 @@ def sum_by_sequence(values_M: Tensor, scores: TokenScores, batch: Batch) -> Tens
     return torch.zeros(count, device=values_M.device, dtype=values_M.dtype).index_add(0, owners, values_M)
 
 
-def _score_logits(logits: Tensor, target_M: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
-    """Log-probs (M,) and entropies (M,) from all logits (M, V)."""
+def _score_logits(
+    logits: Tensor, target_M: Tensor, temperature: float, with_entropy: bool, kept_MW: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probs (M,) and entropies (M,) from all logits (M, V), among the words of `kept_MW` where it is given."""
     if temperature != 1.0:
         logits = logits / temperature
+    if kept_MW is not None:
+        logits = logits.masked_fill(~unpack_bits(kept_MW, logits.shape[-1]), -torch.inf)
     full = logits.log_softmax(-1)
     logprobs = -F.nll_loss(full, target_M, reduction="none")
     entropy = torch.zeros_like(logprobs.detach())
     if with_entropy:
         with torch.no_grad():
-            entropy = -(full.exp() * full).sum(-1)
+            parts = full.exp() * full
+            if kept_MW is not None:
+                # A word that was not left adds nothing, where 0 times its log is NaN.
+                parts = parts.masked_fill(full == -torch.inf, 0.0)
+            entropy = -parts.sum(-1)
     return logprobs, entropy
 
 
+def unpack_bits(packed_MW: Tensor, size: int) -> Tensor:
+    """The first `size` bits of each row of bytes, lowest first, as booleans (M, size)."""
+    places = torch.arange(8, dtype=torch.uint8, device=packed_MW.device)
+    return (packed_MW[:, :, None] >> places & 1).flatten(1)[:, :size].bool()
+
+
 def _checkpointed(
-    model: LanguageModel, hidden_MD: Tensor, target_M: Tensor, temperature: float, with_entropy: bool, rows: int
+    model: LanguageModel,
+    hidden_MD: Tensor,
+    target_M: Tensor,
+    temperature: float,
+    with_entropy: bool,
+    rows: int,
+    kept_MW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Block by block through the model's own output layer, for those that are more than a matrix."""
+    """Block by block through the model's own output layer: one that is more than a matrix, or some of its words."""
 
-    def block(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return _score_logits(model.logits(hidden), target, temperature, with_entropy)
+    def block(hidden: Tensor, target: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        return _score_logits(model.logits(hidden), target, temperature, with_entropy, kept)
 
+    count = -(-len(target_M) // rows)
+    sets = [None] * count if kept_MW is None else torch.split(kept_MW, rows)
     parts = [
-        checkpoint(block, hidden, target, use_reentrant=False)
-        for hidden, target in zip(torch.split(hidden_MD, rows), torch.split(target_M, rows), strict=True)
+        checkpoint(block, hidden, target, kept, use_reentrant=False)
+        for hidden, target, kept in zip(torch.split(hidden_MD, rows), torch.split(target_M, rows), sets, strict=True)
     ]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
