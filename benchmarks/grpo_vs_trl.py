@@ -9,7 +9,7 @@ Same checkpoint (Qwen3-shaped, random weights), prompts, reward, group size, len
 between two steps: prompts rendered, answers sampled, decoded and rewarded, loss, gradient, clip, AdamW, logging. TRL is
 set as its CPU users should set it (no bfloat16, which this kind of processor emulates; no gradient checkpointing; no
 reference model) and takes the fastest of its two ways to sample, `model.generate` and continuous batching, each with a
-forward pass over the whole step and with smaller ones; a further row has TRL at its defaults. The reward pays every
+forward pass over the whole step and with smaller ones; at 1M a further row has TRL at its defaults. The reward pays every
 second sample of a group, so every group carries signal and nothing is left out on either side; Throughline's leaving
 out of groups without signal is a row of its own, on a reward that leaves half of the groups without one. One id in
 `mean_tokens` of the vocabulary ends an answer, on both sides, so lengths are geometric and cut at `max_new_tokens`; the
@@ -50,12 +50,38 @@ from throughline.training.loop import train
 GROUP = 8
 LEARNING_RATE = 1e-6
 FULL: dict[str, dict[str, Any]] = {
-    "1m": {"prompts": 16, "shortest": 16, "longest": 96, "max_new_tokens": 128, "mean_tokens": 40.0, "steps": 6},
-    "100m": {"prompts": 4, "shortest": 16, "longest": 96, "max_new_tokens": 128, "mean_tokens": 40.0, "steps": 5},
+    "1m": {
+        "prompts": 16,
+        "shortest": 16,
+        "longest": 96,
+        "max_new_tokens": 128,
+        "mean_tokens": 40.0,
+        "steps": 6,
+        "tries": 2,
+    },
+    "100m": {
+        "prompts": 4,
+        "shortest": 16,
+        "longest": 96,
+        "max_new_tokens": 128,
+        "mean_tokens": 40.0,
+        "steps": 2,
+        "tries": 1,
+    },
 }
 QUICK: dict[str, dict[str, Any]] = {
-    "tiny": {"prompts": 4, "shortest": 8, "longest": 32, "max_new_tokens": 32, "mean_tokens": 10.0, "steps": 3},
+    "tiny": {
+        "prompts": 4,
+        "shortest": 8,
+        "longest": 32,
+        "max_new_tokens": 32,
+        "mean_tokens": 10.0,
+        "steps": 3,
+        "tries": 1,
+    },
 }
+DEFAULTS_BELOW = 10_000_000
+"""Parameters up to which TRL is also run at its defaults, with bfloat16: a CPU without it takes minutes for a step."""
 MICRO_BATCH = 16
 """Samples of one forward pass where TRL's step is split."""
 TRL_TUNED: dict[str, Any] = {
@@ -86,6 +112,7 @@ THRESHOLD: dict[str, Any] = {
     "max_new_tokens": 48,
     "learning_rate": 2e-4,
     "teaching_steps": 250,
+    "tries": 2,
 }
 QUICK_THRESHOLD = {**THRESHOLD, "seeds": 1, "threshold": 0.0, "window": 2, "prompts": 4, "teaching_steps": 12}
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -321,7 +348,7 @@ def check_prompts(trainer: Any, rows: list[dict[str, Any]], checkpoint: Path) ->
         raise RuntimeError("the two sides would not see the same prompts")
 
 
-WARMUP = 2
+WARMUP = 1
 
 
 def rate(result: dict[str, Any]) -> float:
@@ -347,15 +374,18 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def fastest(
-    run: Callable[..., dict[str, Any]], sampling: Sequence[str] = ("generate", "continuous")
+    run: Callable[..., dict[str, Any]], tries: int, sampling: Sequence[str] = ("generate", "continuous")
 ) -> dict[str, float]:
-    """Samples per second of TRL's variants, the best first: each way to sample, the step whole and split."""
+    """Samples per second of TRL's variants, the best first: each way to sample, the step whole and split.
+
+    Of each the best of `tries` steps after the warm-up.
+    """
     tried = {}
     splits = ("", "_split")
     for way in sampling:
         for split in splits:
-            result = run("trl", 100, variant=way + split, steps=3)
-            tried[way + split] = result["samples"] / min(result["seconds"][1:])
+            result = run("trl", 100, variant=way + split, steps=WARMUP + tries)
+            tried[way + split] = result["samples"] / min(result["seconds"][WARMUP:])
         # Splitting matters to training alone, so what was faster with one way to sample is with the other.
         splits = (max(splits, key=lambda split: tried[way + split]),)
     return dict(sorted(tried.items(), key=lambda item: -item[1]))
@@ -393,7 +423,7 @@ def compare_steps(
             print(f"{size} {label}: {rate(result):.2f} samples/s, mean length {result['mean_length']:.1f}", flush=True)
             return result
 
-        tried = {"generate": 0.0} if quick else fastest(run)
+        tried = {"generate": 0.0} if quick else fastest(run, settings["tries"])
         best = next(iter(tried))
         found: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
         for repeat, side in common.alternate(("ours", "trl"), repeats):
@@ -412,9 +442,9 @@ def compare_steps(
             "settings": {**settings, "group_size": GROUP, "learning_rate": LEARNING_RATE, "warmup_steps": WARMUP},
         }
         if not quick:
-            defaults = run("trl", 0, variant="defaults", steps=WARMUP + 1)
             silent = [run("ours", 0, reward="half_silent", drop_zero_signal=drop) for drop in (False, True)]
-            result["trl_defaults"] = summary([defaults])
+            if parameters < DEFAULTS_BELOW:
+                result["trl_defaults"] = summary([run("trl", 0, variant="defaults", steps=WARMUP + 1)])
             result["without_zero_signal_groups"] = {
                 "ratio": rate(silent[1]) / rate(silent[0]),
                 "what": "our step with half of the groups without signal: left out over kept",
@@ -444,7 +474,7 @@ def compare_threshold(settings: dict[str, Any], threads: int) -> dict[str, Any]:
         def run(side: str, seed: int, **changes: Any) -> dict[str, Any]:
             return common.run_job(__file__, {**job, "threshold": None, "side": side, "seed": seed, **changes})
 
-        best = next(iter(fastest(run)))
+        best = next(iter(fastest(run, settings["tries"])))
         sides: dict[str, dict[str, Any]] = {
             "ours": {"side": "ours"},
             "trl": {"side": "trl", "variant": best},

@@ -200,7 +200,7 @@ def compare(size: str, settings: dict[str, Any], threads: int, repeats: int, qui
             "steps": WARMUP + settings["steps"],
             "learning_rate": LEARNING_RATE,
             "threads": threads,
-            "rows": 4,
+            "rows": 2,
         }
 
         def run(side: str, seed: int, **changes: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Packing changes nothing but the padding."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from tests.support_model import tiny_model
 from throughline.base.errors import UserError
 from throughline.training.batch import Example, assign_rows, build_batch, pack
+from throughline.training.objectives import score_tokens
 
 
 @settings(max_examples=20, deadline=None)
@@ -63,3 +66,23 @@ def test_a_batch_moves_whole_to_a_device():
     tensors += [moved.extras["advantages"], moved.scalars["normalizer"]]
     assert all(tensor.device.type == "meta" for tensor in tensors)
     assert moved.tokens_BT.shape == batch.tokens_BT.shape
+
+
+def test_long_rows_of_short_sequences_go_without_a_mask_and_are_scored_the_same():
+    model = tiny_model(4, max_position_embeddings=600)
+    rng = torch.Generator().manual_seed(1)
+    sizes = [40, 7, 90, 64, 33, 120, 55, 80, 12, 400]
+    examples = [Example(torch.randint(10, 300, (n,), generator=rng).tolist(), [1.0] * n) for n in sizes]
+    batches = pack(examples, 512, 4)
+    assert all(batch.segments is not None for batch in batches)
+    for batch in batches:
+        with torch.no_grad():
+            found, expected = score_tokens(model, batch), score_tokens(model, replace(batch, segments=None))
+        torch.testing.assert_close(found.logprobs_M, expected.logprobs_M, atol=1e-5, rtol=1e-4)
+        assert batch.to("meta").segments.places_M.device.type == "meta"
+
+
+def test_short_rows_keep_their_mask():
+    short = [Example([10] * 20, [1.0] * 20) for _ in range(40)]
+    assert all(batch.segments is None for batch in pack(short, 256, 8))
+    assert all(batch.segments is not None for batch in pack(short, 512, 8))

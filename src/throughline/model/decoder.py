@@ -25,6 +25,7 @@ from throughline.model.config import ModelConfig
 from throughline.model.experts import Experts
 from throughline.model.language_model import LanguageModel
 from throughline.model.layout import join_experts, to_huggingface
+from throughline.model.segments import Segments
 
 
 def rotate(x_BHTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -54,16 +55,16 @@ class Attention(nn.Module):
         x_BTD: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | Segments | None,
         cache: tuple[Tensor, Tensor] | None,
         positions_BT: Tensor | None,
     ) -> Tensor:
         rows, length, _ = x_BTD.shape
-        heads_BTHC = self.qkv(x_BTD).view(rows, length, self.heads + 2 * self.groups, self.channels)
-        q, k, v = heads_BTHC.split((self.heads, self.groups, self.groups), dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin), v.transpose(1, 2)
+        qkv_BTX = self.qkv(x_BTD)
+        if isinstance(mask, Segments):
+            parts = [self._causal(part, cos, sin) for part in mask.gather(qkv_BTX.flatten(0, 1))]
+            return self.out(mask.scatter(parts).view(rows, length, -1))
+        q, k, v = self._heads(qkv_BTX, cos, sin)
         repeats = self.heads // self.groups
         if cache is not None and positions_BT is not None:
             keys, values = cache
@@ -75,10 +76,28 @@ class Attention(nn.Module):
                 grouped = q.view(rows, self.groups, repeats, self.channels)
                 out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask)
                 return self.out(out.reshape(rows, 1, self.heads * self.channels))
+        return self.out(self._attend(q, k, v, mask))
+
+    def _heads(self, qkv_BTX: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, heads, T, C) each, normalized and rotated."""
+        heads_BTHC = qkv_BTX.unflatten(-1, (self.heads + 2 * self.groups, self.channels))
+        q, k, v = heads_BTHC.split((self.heads, self.groups, self.groups), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin), v.transpose(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, T, H C); causal without a mask."""
+        repeats = self.heads // self.groups
         if repeats > 1:
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and length > 1)
-        return self.out(out.transpose(1, 2).reshape(rows, length, self.heads * self.channels))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1)
+        return out.transpose(1, 2).flatten(2)
+
+    def _causal(self, qkv_BTX: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The attention of sequences that begin at the first column, from the projections of all."""
+        length = qkv_BTX.shape[1]
+        return self._attend(*self._heads(qkv_BTX, cos[:length], sin[:length]), None)
 
 
 class FeedForward(nn.Module):
@@ -110,7 +129,7 @@ class Block(nn.Module):
         x_BTD: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | Segments | None,
         cache: tuple[Tensor, Tensor] | None,
         positions_BT: Tensor | None,
     ) -> Tensor:
@@ -141,6 +160,7 @@ class Decoder(LanguageModel):
     """A decoder-only language model."""
 
     config: ModelConfig
+    takes_segments = True
     cos: Tensor
     sin: Tensor
 
@@ -177,11 +197,13 @@ class Decoder(LanguageModel):
         tokens_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Segments | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the last norm; see `LanguageModel.forward`."""
-        if positions_BT is None:
+        if isinstance(mask, Segments):
+            cos, sin = self.cos, self.sin
+        elif positions_BT is None:
             cos, sin = self.cos[: tokens_BT.shape[1]], self.sin[: tokens_BT.shape[1]]
         else:
             cos, sin = self.cos[positions_BT][:, None], self.sin[positions_BT][:, None]

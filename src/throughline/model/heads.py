@@ -19,6 +19,7 @@ from throughline.base.errors import UserError
 from throughline.model.cache import KeyValueCache
 from throughline.model.decoder import Decoder
 from throughline.model.language_model import LanguageModel
+from throughline.model.segments import Segments
 
 LANGUAGE_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 SCORE_SUFFIX = "ForSequenceClassification"
@@ -41,6 +42,7 @@ class ScoreModel(LanguageModel):
         self.decoder = decoder
         self.config = decoder.config
         self.source = decoder.source
+        self.takes_segments = decoder.takes_segments
         like = next(decoder.parameters())
         self.score = nn.Linear(decoder.config.hidden_size, outputs, bias=False, device=like.device, dtype=like.dtype)
         with torch.no_grad():
@@ -56,7 +58,7 @@ class ScoreModel(LanguageModel):
         tokens_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Segments | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the last norm; see `LanguageModel.forward`."""

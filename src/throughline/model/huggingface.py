@@ -26,6 +26,7 @@ from throughline.base.errors import UserError
 from throughline.base.files import read_json
 from throughline.model.cache import KeyValueCache, write_at
 from throughline.model.language_model import LanguageModel, Source
+from throughline.model.segments import Segments
 from throughline.model.weights import tensor_names
 
 PLAIN_SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
@@ -115,13 +116,14 @@ class HuggingFaceModel(LanguageModel):
         tokens_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Segments | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the last norm; see `LanguageModel.forward`.
 
         Raises `UserError` for packed rows when the architecture does not keep them apart.
         """
+        assert not isinstance(mask, Segments), "takes_segments is False"
         if mask is not None and not self.abilities.packs:
             raise UserError(
                 f"The architecture {self.config.model_type} does not keep to our attention masks, so it can neither "

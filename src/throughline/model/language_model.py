@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from throughline.model.cache import KeyValueCache
+from throughline.model.segments import Segments
 
 
 class LanguageModelConfig(Protocol):
@@ -56,20 +57,23 @@ class LanguageModel(nn.Module):
     """Where it was read from; None for a model that was built here."""
     plain_output: bool = True
     """Whether `logits(h)` is `h @ output_weight.T` and nothing else, so that a kernel may compute it itself."""
+    takes_segments: bool = False
+    """Whether `mask` may be `Segments`."""
 
     def forward(
         self,
         tokens_BT: Tensor,
         *,
         positions_BT: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Segments | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the last norm.
 
         `positions_BT` defaults to 0..T-1. `mask` is boolean, true where a query may look, broadcast to (B, H, T, S);
         without it attention is causal over T. With a `cache`, keys and values are written at `positions_BT` first and
-        `mask` must cover the cache's S positions.
+        `mask` must cover the cache's S positions. With `Segments` instead of a mask every sequence of the packed rows
+        sees itself, at positions from 0; there must be no cache, and `positions_BT` is not looked at.
         """
         raise NotImplementedError
 

@@ -51,7 +51,7 @@ def score_conversations(
     for start in range(0, len(order), ROWS):
         chosen = order[start : start + ROWS]
         batch = build_batch([[Example(rendered[i], [1.0] * len(rendered[i]))] for i in chosen]).to(device)
-        hidden = model(batch.tokens_BT, positions_BT=batch.positions_BT, mask=batch.mask())
+        hidden = batch.hidden(model)
         last = torch.tensor([len(rendered[i]) - 1 for i in chosen], device=hidden.device)
         values = model.score(hidden[torch.arange(len(chosen), device=hidden.device), last])[:, 0]
         for number, value in zip(chosen, values.float().tolist(), strict=True):

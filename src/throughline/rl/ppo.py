@@ -46,7 +46,7 @@ def score_values(model: ScoreModel, batch: Batch) -> tuple[Tensor, Tensor]:
     The value of an id is read where its distribution is, at the id before it. `index` is its place in the flattened
     (B, T).
     """
-    hidden_BTD = model(batch.tokens_BT, positions_BT=batch.positions_BT, mask=batch.mask())
+    hidden_BTD = batch.hidden(model)
     row, column, source = batch.scored()
     values = model.score(hidden_BTD[row, source])[:, 0]
     return values, row * batch.tokens_BT.shape[1] + column

@@ -15,6 +15,13 @@ import torch
 from torch import Tensor
 
 from throughline.base.errors import UserError
+from throughline.model.language_model import LanguageModel
+from throughline.model.segments import Segments
+
+SHORT_ROW = 384
+"""Rows below this length keep their mask: there is little to save."""
+GAIN = 0.6
+"""Segments are taken when they cost less than this share of a masked row's pairs."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,16 @@ class Batch:
     """Where sequences share their beginning; None where every sequence stands whole."""
     kept_BTW: Tensor | None = None
     """Words that each id was chosen among, eight to a byte (W bytes); None where among all."""
+    segments: Segments | None = None
+    """The sequences by length, where attending within each costs clearly less than over rows under a mask."""
+
+    def hidden(self, model: LanguageModel) -> Tensor:
+        """The model's hidden states (B, T, D), every sequence alone with itself."""
+        if self.segments is not None and model.takes_segments:
+            alone: Tensor = model(self.tokens_BT, mask=self.segments)
+            return alone
+        masked: Tensor = model(self.tokens_BT, positions_BT=self.positions_BT, mask=self.mask())
+        return masked
 
     def mask(self) -> Tensor | None:
         """Boolean (B, 1, T, T), true where a query may look: earlier in the same sequence. None is plain causal."""
@@ -119,6 +136,7 @@ class Batch:
             {name: value.to(device, non_blocking=True) for name, value in self.scalars.items()},
             None if self.branches is None else self.branches.to(device),
             move(self.kept_BTW),
+            None if self.segments is None else self.segments.to(device),
         )
 
     @property
@@ -208,4 +226,14 @@ def lay_out(rows: Sequence[Sequence[Piece]]) -> Batch:
             at, count = end, count + 1
     branches = Branches(part, after, source) if any(piece.skip for row in rows for piece in row) else None
     numbers = {name: torch.tensor(values) for name, values in scalars.items()}
-    return Batch(tokens, positions, owners, weights, extras, numbers, branches, kept_sets)
+    segments = None if branches is not None else worthwhile(owners)
+    return Batch(tokens, positions, owners, weights, extras, numbers, branches, kept_sets, segments)
+
+
+def worthwhile(sequences_BT: Tensor) -> Segments | None:
+    """The segments of a batch, unless its rows are so short that what they save is less than what they cost."""
+    rows, length = sequences_BT.shape
+    if length < SHORT_ROW:
+        return None
+    segments = Segments.of(sequences_BT)
+    return segments if segments.pairs < GAIN * rows * length * length else None

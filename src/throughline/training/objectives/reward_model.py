@@ -62,7 +62,7 @@ def last_places(batch: Batch) -> Tensor:
 
 def score_places(model: LanguageModel, batch: Batch, places: Tensor) -> Tensor:
     """The model's score at each of the given places, one number each, in float32 at least."""
-    hidden_BTD = model(batch.tokens_BT, positions_BT=batch.positions_BT, mask=batch.mask())
+    hidden_BTD = batch.hidden(model)
     found: Tensor = cast(ScoreModel, model).score(hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[places])
     return found[:, 0].to(torch.promote_types(found.dtype, torch.float32))
 

@@ -91,7 +91,7 @@ def scored_positions(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor
 
     Weights are None where all are 1.
     """
-    hidden_BTD = model(batch.tokens_BT, positions_BT=batch.positions_BT, mask=batch.mask())
+    hidden_BTD = batch.hidden(model)
     rows, length, width = hidden_BTD.shape
     if batch.weights_BT is None:
         target = batch.tokens_BT[:, 1:].reshape(-1)
