@@ -9,14 +9,14 @@ Same checkpoint (Qwen3-shaped, random weights), prompts, reward, group size, len
 between two steps: prompts rendered, answers sampled, decoded and rewarded, loss, gradient, clip, AdamW, logging. TRL is
 set as its CPU users should set it (no bfloat16, which this kind of processor emulates; no gradient checkpointing; no
 reference model) and takes the fastest of its two ways to sample, `model.generate` and continuous batching, each with a
-forward pass over the whole step and with smaller ones; at 1M a further row has TRL at its defaults. The reward pays every
-second sample of a group, so every group carries signal and nothing is left out on either side; Throughline's leaving
-out of groups without signal is a row of its own, on a reward that leaves half of the groups without one. One id in
-`mean_tokens` of the vocabulary ends an answer, on both sides, so lengths are geometric and cut at `max_new_tokens`; the
-result states those that were sampled. `ratio` is the median over the repeats with the lowest and highest, each repeat a
-pair of fresh processes. With `--threshold` both sides start from one checkpoint that adds numbers a little, train with
-the same settings until the mean reward of `window` steps reaches `threshold`, and `ratio` is TRL's seconds over ours.
-Writes `results/grpo_vs_trl.json` and `results/grpo_threshold_vs_trl.json`. Not covered: GPUs (see `gpu/`).
+forward pass over the whole step and with smaller ones; at 1M a further row has TRL at its defaults. The reward pays
+every second sample of a group, so every group carries signal and nothing is left out on either side; Throughline's
+leaving out of groups without signal is a row of its own, on a reward that leaves half of the groups without one. One id
+in `mean_tokens` of the vocabulary ends an answer, on both sides, so lengths are geometric and cut at `max_new_tokens`;
+the result states those that were sampled. `ratio` is the median over the repeats with the lowest and highest, each
+repeat a pair of fresh processes. With `--threshold` both sides start from one checkpoint that adds numbers a little,
+train with the same settings until the mean reward of `window` steps reaches `threshold`, and `ratio` is TRL's seconds
+over ours. Writes `results/grpo_vs_trl.json` and `results/grpo_threshold_vs_trl.json`. Not covered: GPUs (see `gpu/`).
 """
 
 from __future__ import annotations
