@@ -1,6 +1,6 @@
 """Tokens per second of the engine beside transformers: `generate` and continuous batching, groups of 8 per prompt.
 
-    .venv/bin/python benchmarks/generate.py                # 1M, 20M and 100M parameters, about half an hour
+    .venv/bin/python benchmarks/generate.py                # 1M, 20M and 100M parameters, some 20 minutes
     .venv/bin/python benchmarks/generate.py --quick        # 1M, one repeat, under 50 s; writes no result
 
 The same random weights, prompts, temperature 1 without top-k and top-p, stop ids and token limit on all sides. Several
@@ -35,9 +35,9 @@ from throughline.model.checkpoint import load_tokenizer
 
 SIDES = ("ours", "generate", "continuous")
 SIZES: dict[str, dict[str, Any]] = {
-    "1m": {"prompts": 32, "mean_tokens": 48, "max_new_tokens": 256, "rows": 128, "repeats": 5},
-    "20m": {"prompts": 16, "mean_tokens": 48, "max_new_tokens": 256, "rows": 64, "repeats": 5},
-    "100m": {"prompts": 8, "mean_tokens": 32, "max_new_tokens": 160, "rows": 64, "repeats": 5},
+    "1m": {"prompts": 32, "mean_tokens": 48, "max_new_tokens": 256, "rows": 128, "repeats": 3},
+    "20m": {"prompts": 16, "mean_tokens": 48, "max_new_tokens": 256, "rows": 64, "repeats": 3},
+    "100m": {"prompts": 8, "mean_tokens": 32, "max_new_tokens": 160, "rows": 64, "repeats": 3},
 }
 QUICK: dict[str, dict[str, Any]] = {
     "1m": {"prompts": 8, "mean_tokens": 24, "max_new_tokens": 96, "rows": 64, "repeats": 1},

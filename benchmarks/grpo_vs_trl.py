@@ -43,6 +43,8 @@ from throughline.model.checkpoint import load_model, load_tokenizer
 from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.objective import GRPO
 from throughline.rl.rollout import RolloutSource
+from throughline.rl.rollout_config import RolloutConfig
+from throughline.rl.sampler import Sampler
 from throughline.store.context import Context
 from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from throughline.training.loop import train
@@ -218,21 +220,16 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         optimizer=OptimizerConfig(learning_rate=job["learning_rate"], weight_decay=0.0),
         schedule=ScheduleConfig(warmup=0, decay=0),
         precision=job.get("precision", "float32"),
+        divide="batches",
     )
     threshold = job.get("threshold")
     with tempfile.TemporaryDirectory() as directory:
         ctx = Context("benchmark", Path(directory) / "out", Path(directory) / "state", job["seed"], job["threads"])
         graders: Any = FunctionGraders(REWARDS[job["reward"]], clock)
-        source = RolloutSource(
-            engine,
-            {"prompts": tasks},
-            {"prompts": 1.0},
-            graders,
-            RewardConfig(),
-            config,
-            ctx.seed_for("rollouts"),
-            ctx.state / "rollouts",
-        )
+        one = {"prompts": 1.0}
+        seed = ctx.seed_for("rollouts")
+        sampler = Sampler(engine, {"prompts": tasks}, one, graders, RewardConfig(), config, RolloutConfig(), seed)
+        source = RolloutSource(sampler, ctx.state / "rollouts")
         log = ctx.metrics.log
 
         def noted(step: int, **values: float) -> None:

@@ -76,6 +76,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     settings = TrainConfig(
         optimizer=OptimizerConfig(learning_rate=job["learning_rate"], weight_decay=0.0),
         schedule=ScheduleConfig(warmup=0, decay=0),
+        divide="batches",
     )
     source = ExampleSource(examples, round(job["tokens"] / mean), job["longest"], job["rows"], seed=job["seed"])
     ends: list[float] = []

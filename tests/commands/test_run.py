@@ -135,6 +135,19 @@ def test_grpo_audits_tries_out_runs_and_explains_itself(model, questions, tmp_pa
 
 
 @needs_gsm8k
+def test_grpo_samples_from_an_adapter_and_saves_it(model, questions, tmp_path):
+    peft = pytest.importorskip("peft")
+    settings = ("steps=2", "max_new_tokens=24", "prompts_per_step=2", "group_size=4", "adapter.rank=4")
+    done, _ = tune("grpo", model, questions, tmp_path, *settings, columns="prompt=question", grader="gsm8k")
+    assert ran(done)["grpo"]
+    base, after = loads(model)[0], loads(tmp_path / "model")[0]
+    # Nothing was earned, so what is merged is still the base.
+    assert all(torch.equal(value, base.state_dict()[name]) for name, value in after.state_dict().items())
+    assert peft.PeftModel.from_pretrained(base, tmp_path / "model" / "adapter").peft_config["default"].r == 4
+    assert "mismatch" in (tmp_path / "model/log/why.txt").read_text()
+
+
+@needs_gsm8k
 def test_a_grader_that_pays_for_junk_is_refused_unless_forced(model, questions, tmp_path, capsys):
     grader = tmp_path / "vowels.py"
     grader.write_text(VOWEL)

@@ -53,10 +53,9 @@ def make_sampler(tokenizer, graders, model=None, config=CONFIG, rollout=None, **
     return Sampler(engine, graders=graders, config=config, rollout=rollout or RolloutConfig(), **settings)
 
 
-def make_source(tokenizer, graders, record, model=None, config=CONFIG, rollout=None, **changes):
-    settings = {"tasks_by_family": TASKS, "shares": SHARES, "reward": RewardConfig(), "seed": 7, **changes}
-    engine = TorchEngine(model or policy(), tokenizer)
-    return RolloutSource(engine, graders=graders, config=config, record=record, rollout=rollout, **settings)
+def make_source(tokenizer, graders, record, model=None, config=CONFIG, rollout=None, source=None, **changes):
+    """`source` are the settings of `RolloutSource`, `changes` those of its sampler."""
+    return RolloutSource(make_sampler(tokenizer, graders, model, config, rollout, **changes), record, **(source or {}))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from throughline.rl.ppo import (
     with_values,
 )
 from throughline.rl.ppo_config import PPOConfig
+from throughline.rl.rollout_config import RolloutConfig
+from throughline.rl.sampler import Sampler
 from throughline.training.batch import Example, build_batch, pack
 from throughline.training.config import OptimizerConfig
 from throughline.training.loop import accumulate
@@ -156,7 +158,8 @@ class Equal(ParityGraders):
 def make_ppo_source(model, tokenizer, graders, record, config=CONFIG):
     config = config.model_copy(update={"drop_zero_signal": False})
     engine = TorchEngine(model.policy, tokenizer)
-    return PPORolloutSource(model, PPOConfig(), engine, TASKS, SHARES, graders, RewardConfig(), config, 7, record)
+    sampler = Sampler(engine, TASKS, SHARES, graders, RewardConfig(), config, RolloutConfig(), 7)
+    return PPORolloutSource(model, PPOConfig(), sampler, record)
 
 
 def test_groups_that_all_earn_the_same_teach_ppo_and_the_line_says_so(tokenizer, tmp_path):

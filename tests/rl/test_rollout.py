@@ -8,69 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model, tiny_tokenizer
+from tests.rl.support import CONFIG, ParityGraders, make_source, task
+from tests.support_model import tiny_model
 from throughline.base.files import read_jsonl
 from throughline.grading.config import DEFAULT_DEFINITIONS
 from throughline.grading.grade import Grade
 from throughline.grading.graders import GraderSet
 from throughline.grading.reward import RewardConfig
-from throughline.grading.tasks import Task
-from throughline.inference.engine import Completion, TorchEngine
+from throughline.inference.engine import Completion
 from throughline.rl.advantage import group_advantages
-from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.explain import explain
 from throughline.rl.objective import GRPO
-from throughline.rl.rollout import Group, RolloutSource, build_examples, gather_records
+from throughline.rl.rollout import Group, build_examples, gather_records
 from throughline.training.batch import pack
 from throughline.training.loop import accumulate
-
-CONFIG = PolicyGradientConfig(prompts_per_step=4, group_size=4, max_new_tokens=6)
-
-
-def task(number, family="arithmetic", grader="parity"):
-    messages = ({"role": "user", "content": f"{number}+1=?"},)
-    return Task(id=f"{family}-{number}", family=family, messages=messages, answer=str(number + 1), grader=grader)
-
-
-class ParityGraders(GraderSet):
-    """Grades by the text's length: even pays, odd does not, multiples of three cannot be graded."""
-
-    def __init__(self):
-        super().__init__(DEFAULT_DEFINITIONS)
-        self.asked = Counter()
-
-    def grade(self, samples, name=None):
-        self.asked[name] += len(samples)
-        sizes = [len(sample.text.encode()) for sample in samples]
-        return [Grade(None if size % 3 == 0 else float(size % 2 == 0)) for size in sizes]
-
-
-@pytest.fixture(scope="module")
-def graders():
-    with ParityGraders() as graders:
-        yield graders
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-def make_source(tokenizer, graders, record, config=CONFIG, model=None, **changes):
-    settings = {
-        "tasks_by_family": {
-            "arithmetic": [task(n) for n in range(5)],
-            "ordering": [task(n, "ordering") for n in range(3)],
-        },
-        "shares": {"arithmetic": 0.5, "ordering": 0.5},
-        "graders": graders,
-        "reward": RewardConfig(),
-        "config": config,
-        "seed": 7,
-        "record": record,
-        **changes,
-    }
-    return RolloutSource(TorchEngine(model or tiny_model(3, max_position_embeddings=256), tokenizer), **settings)
 
 
 def rows_of(batches):
@@ -130,7 +81,7 @@ def test_every_prompt_is_answered_by_a_group_and_compared_within_it(tokenizer, g
 
 def test_log_probs_are_those_of_the_policy_that_samples(tokenizer, graders, tmp_path):
     config = CONFIG.model_copy(update={"temperature": 0.8})
-    source = make_source(tokenizer, graders, tmp_path, config)
+    source = make_source(tokenizer, graders, tmp_path, config=config)
     _, _, metrics = GRPO(0.2, 0.2, 0.8).loss(source.engine.model, source.next(0)[0])
     assert metrics["mismatch_kl"] == pytest.approx(0, abs=1e-6)
     assert metrics["clip_low"] == metrics["clip_high"] == 0
@@ -255,7 +206,7 @@ def test_samples_come_from_the_weights_of_the_moment_and_carry_their_version(tok
 
 
 def test_long_prompts_and_answers_get_rows_that_hold_them(tokenizer, graders, tmp_path):
-    source = make_source(tokenizer, graders, tmp_path, row_length=8)
+    source = make_source(tokenizer, graders, tmp_path, source={"row_length": 8})
     assert max(len(row[0]) for row in rows_of(source.next(0))) > 8
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from throughline.base.config import Config
 from throughline.model.adapter_config import LoRAConfig
 from throughline.posttrain.config import GRPOConfig
-from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainRuntime
+from throughline.training.config import Divide, OptimizerConfig, ScheduleConfig, TrainRuntime
 
 PROMPTS = "prompts"
 """The one task family of a user's prompts."""
@@ -62,6 +62,8 @@ class TuneConfig(Config):
     """How the learning rate moves."""
     runtime: TrainRuntime = TrainRuntime()
     """Checkpointing."""
+    divide: Divide = "batches"
+    """What a CPU's threads share: micro-batches, a thread each, or operations."""
 
 
 class FineTuneConfig(TuneConfig):
@@ -148,6 +150,8 @@ class ReinforceConfig(GRPOConfig):
     """Longest sample, in tokens."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW."""
+    divide: Divide = "batches"
+    """What a CPU's threads share: micro-batches, a thread each, or operations."""
 
 
 class ProbeConfig(Config):

@@ -121,7 +121,9 @@ def run(
 ) -> tuple[dict[str, float], int]:
     """Train; returns the last step's metrics and the number of steps."""
     steps = steps_of(config, rows, per_step)
-    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
+    settings = TrainConfig(
+        optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime, divide=config.divide
+    )
     return train(model, objective, source, steps, settings, ctx, description), steps
 
 

@@ -36,5 +36,6 @@ def sft(config: FineTuneConfig, inputs: Mapping[str, Artifact], ctx: Context) ->
     tokens = sum(len(example.tokens) for (example,) in kept)
     write_json(ctx.out / "training.json", {"rows": len(kept), "tokens": tokens, "steps": steps, **counts})
     found = {"rows": [example for (example,) in kept]}
-    last, _ = fine_tune(model, found, {"rows": 1.0}, config, ctx, "fine-tuning", steps, limit, config.adapter)
+    shares = {"rows": 1.0}
+    last, _ = fine_tune(model, found, shares, config, ctx, "fine-tuning", steps, limit, config.adapter, config.divide)
     ctx.metrics.summary(loss=last["loss"], rows=len(kept), steps=steps)

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from throughline.compute.threads import own_threads
 from throughline.inference.completion import Completion, Request
-from throughline.inference.decode_step import decode_step, is_plain
+from throughline.inference.decode_step import decode_step, is_plain, step_threads
 from throughline.inference.rows import Rows, Settings, new_row
 from throughline.inference.sampling import Sampling, Scratch, draw
 from throughline.inference.slots import Slots
-from throughline.inference.threads import own_threads, step_threads
 from throughline.model.cache import KeyValueCache
 
 if TYPE_CHECKING:

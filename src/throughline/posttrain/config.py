@@ -8,11 +8,12 @@ from pydantic import Field, model_validator
 
 from throughline.base.config import Config
 from throughline.grading.reward import RewardConfig
+from throughline.model.adapter_config import LoRAConfig
 from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.guards import RolloutGuardConfig
 from throughline.rl.ppo_config import PPOConfig
 from throughline.rl.rollout_config import RolloutConfig
-from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainRuntime
+from throughline.training.config import Divide, OptimizerConfig, ScheduleConfig, TrainRuntime
 
 REASONING = {"arithmetic": 0.5, "word_problem": 0.3, "ordering": 0.2}
 
@@ -57,6 +58,8 @@ class GRPOConfig(PolicyGradientConfig):
     """What an answer is compared with: its siblings, or what a value network of the policy's size expected (PPO)."""
     ppo: PPOConfig = PPOConfig()
     """Settings of the value network; unused with `grpo`."""
+    adapter: LoRAConfig | None = None
+    """Train a low-rank adapter in place of the whole model; rollouts are sampled from the merged weights."""
     steps: int = Field(default=80, ge=1)
     """Optimizer steps; each samples, grades and learns once."""
     shares: dict[str, float] = REASONING
@@ -73,6 +76,8 @@ class GRPOConfig(PolicyGradientConfig):
     """How the learning rate moves."""
     runtime: TrainRuntime = TrainRuntime(save_every=10)
     """Checkpointing."""
+    divide: Divide = "operations"
+    """What a CPU's threads share: operations, or micro-batches, a thread each."""
 
     @model_validator(mode="after")
     def _one_baseline(self) -> GRPOConfig:
@@ -81,6 +86,8 @@ class GRPOConfig(PolicyGradientConfig):
                 "with algorithm ppo the value network is the baseline, and groups without a difference teach, too: "
                 "leave dynamic_sampling and baseline as they are"
             )
+        if self.algorithm == "ppo" and self.adapter is not None:
+            raise ValueError("algorithm ppo trains all weights: leave adapter out, or use algorithm grpo")
         return self
 
 

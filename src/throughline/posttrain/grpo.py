@@ -35,6 +35,7 @@ from throughline.training.config import OptimizerConfig, TrainConfig
 from throughline.training.conversations import families_of
 from throughline.training.guards import Guard
 from throughline.training.loop import train
+from throughline.training.policy import load_policy, save_policy
 
 
 def refuse_bad_graders(graders: Artifact, names: set[str]) -> None:
@@ -61,33 +62,32 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
         # The value network tells answers apart where their siblings do not.
         config = config.model_copy(update={"drop_zero_signal": False})
     start = inputs["policy"].path
-    policy = load_model(start, ctx.device)
-    engine = TorchEngine(policy, load_tokenizer(start))
+    policy = load_policy(start, config.adapter, ctx.device)
+    plain = policy if config.adapter is None else load_model(start, ctx.device).eval()
+    engine = TorchEngine(plain, load_tokenizer(start))
     families = families_of(tasks, config.shares)
     definitions = inputs["graders"] / "graders.json"
-    seed, record = ctx.seed_for("rollouts"), ctx.state / "rollouts"
+    record = ctx.state / "rollouts"
     settings = TrainConfig(
         optimizer=OptimizerConfig(learning_rate=config.learning_rate, weight_decay=0.0),
         schedule=config.schedule,
         runtime=config.runtime,
+        divide=config.divide,
     )
     drawer: ProcessDrawer | None = None
     if config.rollout.runtime.background == "process":
-        plan = SamplerPlan(start, ctx.device, families, config, definitions, seed)
+        plan = SamplerPlan(start, ctx.device, families, config, definitions, ctx.seed_for("rollouts"))
         drawer = ProcessDrawer(plan.make, config.rollout.runtime.threads)
     with GraderSet.from_json(definitions) as graders:
+        sampler = Sampler(
+            engine, families, config.shares, graders, config.reward, config, config.rollout, ctx.seed_for("rollouts")
+        )
         rollouts: dict[str, Any] = {
-            "engine": engine,
-            "tasks_by_family": families,
-            "shares": config.shares,
-            "graders": graders,
-            "reward": config.reward,
-            "config": config,
-            "seed": seed,
+            "sampler": sampler,
             "record": record,
-            "rollout": config.rollout,
             "reference": load_model(start, ctx.device).eval() if config.kl_coefficient else None,
             "drawer": drawer,
+            "trainer": None if plain is policy else policy,
         }
         objective: Any = GRPO.from_config(config)
         if config.algorithm == "ppo":
@@ -100,7 +100,7 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
         with source:
             guards: list[Guard] = [*rollout_guards(config.guards), source.listener]
             last = train(trained, objective, source, config.steps, settings, ctx, "reasoning RL", guards)
-    save_checkpoint(policy, start, ctx.out)
+    save_policy(policy, start, ctx.out)
     if config.algorithm == "ppo":
         save_checkpoint(critic.value, start, ctx.out / "value")
     write_jsonl(ctx.out / "rollouts.jsonl", gather_records(record, source.taken))

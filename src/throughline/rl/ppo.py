@@ -1,7 +1,7 @@
 """Proximal policy optimization: a value network of the policy's size says how good an answer is, token by token.
 
     model = ActorCritic(policy, ScoreModel(load_model(path)))
-    source = PPORolloutSource(model, ppo, engine, ...)             # the engine samples from model.policy
+    source = PPORolloutSource(model, ppo, sampler, record)         # the sampler's engine has model.policy
     train(model, PPO(policy_objective, ppo), source, steps, config, ctx, guards=...)
 
 Where GRPO compares an answer with its siblings, PPO compares each token with what the value network expected before it
@@ -99,7 +99,7 @@ class PPORolloutSource(RolloutSource):
     """Rollouts whose tokens carry advantages against the value network. Every graded answer is trained on."""
 
     def __init__(self, model: ActorCritic, ppo: PPOConfig, *arguments: Any, **options: Any) -> None:
-        """What follows `ppo` is `RolloutSource`'s; its engine samples from `model.policy`."""
+        """What follows `ppo` is `RolloutSource`'s; its sampler draws from `model.policy`."""
         super().__init__(*arguments, **options)
         self.model, self.ppo = model, ppo
         self.explained = 0.0

@@ -1,6 +1,6 @@
 """Rollouts as a batch source: draw, record, score, and hand out in minibatches.
 
-    source = RolloutSource(engine, tasks_by_family, shares, graders, reward, config, seed, record)
+    source = RolloutSource(Sampler(engine, tasks_by_family, ...), record)
     train(model, objective, source, steps, settings, ctx, guards=[*rollout_guards(...), source.listener])
 
 `RolloutSource` hands the training loop micro-batches sampled from the very model being trained, each rollout for
@@ -20,10 +20,6 @@ from typing import Any
 
 from throughline.base.errors import UserError
 from throughline.base.files import read_jsonl, write_jsonl
-from throughline.grading.graders import GraderSet
-from throughline.grading.reward import RewardConfig
-from throughline.grading.tasks import Task
-from throughline.inference.engine import TorchEngine
 from throughline.inference.fingerprint import fingerprint
 from throughline.model.language_model import LanguageModel
 from throughline.rl.config import PolicyGradientConfig
@@ -31,11 +27,12 @@ from throughline.rl.examples import build_examples, group_examples, score_exampl
 from throughline.rl.explain import StepFacts, describe, explain
 from throughline.rl.group import Group, row_of
 from throughline.rl.guards import Listener
-from throughline.rl.mismatch import Mismatch, compare_examples
+from throughline.rl.mismatch import Mismatch, compare_examples, measure_mismatch
 from throughline.rl.overlap import Drawer, Pipeline
 from throughline.rl.rollout_config import RolloutConfig
 from throughline.rl.sampler import Rollout, Sampler, answer_text, seed_of
 from throughline.training.batch import Batch, Example
+from throughline.training.policy import policy_weights
 from throughline.training.prefixes import pack_shared
 
 __all__ = [
@@ -77,36 +74,32 @@ class RolloutSource:
 
     def __init__(
         self,
-        engine: TorchEngine,
-        tasks_by_family: Mapping[str, Sequence[Task]],
-        shares: Mapping[str, float],
-        graders: GraderSet,
-        reward: RewardConfig,
-        config: PolicyGradientConfig,
-        seed: int,
+        sampler: Sampler,
         record: Path,
         row_length: int = 256,
         rows_per_batch: int = 8,
-        rollout: RolloutConfig | None = None,
         reference: LanguageModel | None = None,
         drawer: Drawer | None = None,
+        trainer: LanguageModel | None = None,
     ) -> None:
-        """`reference` is the policy that a KL penalty refers to; `drawer` draws in the background.
+        """`sampler` draws from the model that is trained and says how; `record` is the folder of what it drew.
 
+        `reference` is the policy that a KL penalty refers to; `drawer` draws in the background.
+        `trainer` is the model being trained where that is not the engine's own: an adapter on it, whose merged weights
+        the engine gets before each rollout.
         Raises `UserError` for settings that contradict each other.
         """
-        self.engine, self.config = engine, config
-        self.rollout = rollout or RolloutConfig()
+        self.engine, self.config, self.rollout = sampler.engine, sampler.config, sampler.rollout
         self.record, self.row_length, self.rows_per_batch = record, row_length, rows_per_batch
         self.reference = reference
+        self.trainer = trainer
         self.listener = Listener()
         self.facts = StepFacts()
-        check_settings(config, self.rollout, reference)
-        sampler = Sampler(engine, tasks_by_family, shares, graders, reward, config, self.rollout, seed)
+        check_settings(self.config, self.rollout, reference)
         self.pipeline = Pipeline(sampler, self.rollout.staleness, self.rollout.runtime.background, drawer)
         # A layer's weights are about 12 width^2 and attending over T ids costs 2 T width, so the two meet at 6 width;
         # attention runs at a lower rate than the products.
-        self._attention_length = 4 * engine.model.config.hidden_size
+        self._attention_length = 4 * self.engine.model.config.hidden_size
         self._number = self._step = -1
         self._parts: list[list[Trainable]] = []
         self._tokens = 0
@@ -145,6 +138,8 @@ class RolloutSource:
 
     def _take(self, number: int, step: int) -> None:
         """Get rollout `number`, write it down, and make its minibatches."""
+        if self.trainer is not None:
+            self.engine.load(policy_weights(self.trainer, self.engine.model), step)
         rollout = self.pipeline.take(number, step)
         write_jsonl(self.record / f"{number:06d}.jsonl", (row_of(number, group) for group in rollout.groups))
         items = self._score(rollout, self._trainable(rollout))
@@ -166,10 +161,10 @@ class RolloutSource:
 
     def _score(self, rollout: Rollout, items: list[Trainable]) -> list[Trainable]:
         """The samples with the log-probs that the losses ask for beside the sampler's."""
-        self._measured: Mismatch | None = None
+        self._measured = self._against_trainer(rollout)
         examples = [item.example for item in items]
         if self.rollout.old_logprobs == "trainer" and examples:
-            scores = self._scores(self.engine.model, examples)
+            scores = self._scores(self.trainer or self.engine.model, examples)
             if not self.rollout.staleness:
                 self._measured = compare_examples(examples, scores)
             examples = [
@@ -180,6 +175,12 @@ class RolloutSource:
             scores = self._scores(self.reference, examples)
             examples = [with_extra(e, reference_logprobs=values) for e, values in zip(examples, scores, strict=True)]
         return [replace(item, example=example) for item, example in zip(items, examples, strict=True)]
+
+    def _against_trainer(self, rollout: Rollout) -> Mismatch | None:
+        """The sampler compared with a trainer that is another model; None where it is the same, or older weights."""
+        if self.trainer is None or self.rollout.staleness or not self.rollout.mismatch_samples:
+            return None
+        return measure_mismatch(self.trainer, rollout.groups, self.config, self.rollout.mismatch_samples)
 
     def _scores(self, model: LanguageModel, examples: Sequence[Example]) -> list[list[float]]:
         return score_examples(model, examples, self.config.temperature, self.row_length, self.rows_per_batch)

@@ -18,7 +18,7 @@ from throughline.model.adapter_config import LoRAConfig
 from throughline.model.language_model import LanguageModel
 from throughline.store.context import Context
 from throughline.training.batch import Example
-from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, TrainRuntime
+from throughline.training.config import Divide, OptimizerConfig, ScheduleConfig, TrainConfig, TrainRuntime
 from throughline.training.loop import train
 from throughline.training.objectives import NextToken
 from throughline.training.policy import load_policy, save_policy
@@ -60,12 +60,13 @@ def fine_tune(
     steps: int | None = None,
     row_length: int | None = None,
     adapter: LoRAConfig | None = None,
+    divide: Divide = "operations",
 ) -> tuple[dict[str, float], LanguageModel]:
     """Train the checkpoint in `start` and write the result to `ctx.out`; returns the last step's metrics and the model.
 
     `shares` gives each family its part of every step; `steps` and `row_length` go before the settings of that name,
-    for stages that work them out; with `adapter` only that is trained. Raises `UserError` for a family without examples
-    and for an example longer than a row, before the model is loaded.
+    for stages that work them out; with `adapter` only that is trained; `divide` is `TrainConfig`'s. Raises `UserError`
+    for a family without examples and for an example longer than a row, before the model is loaded.
     """
     count = steps or config.steps
     if count is None:
@@ -79,7 +80,7 @@ def fine_tune(
         ctx.seed_for("order"),
     )
     model = load_policy(start, adapter, ctx.device)
-    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
+    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime, divide=divide)
     last = train(model, NextToken(), source, count, settings, ctx, description)
     save_policy(model, start, ctx.out)
     return last, model

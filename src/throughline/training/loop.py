@@ -15,7 +15,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ from throughline.training.distributed import own_share, sum_over_processes
 from throughline.training.guards import Decision, Guard, NonFiniteGuard, SpikeGuard, worst
 from throughline.training.objectives import Objective
 from throughline.training.optimizer import build_optimizers, schedule_factor, set_learning_rate
+from throughline.training.side_by_side import add_up, in_order, possible
 from throughline.training.state import Progress, TrainingState
 
 
@@ -60,20 +61,20 @@ class BatchSource(Protocol):
 
 
 def accumulate(
-    model: LanguageModel, objective: Objective, batches: Sequence[Batch], precision: str = "float32"
+    model: LanguageModel,
+    objective: Objective,
+    batches: Sequence[Batch],
+    precision: str = "float32",
+    divide: str = "operations",
 ) -> tuple[float, dict[str, float]]:
     """Add up the gradient of sum(losses) / sum(normalizers) over `batches`; returns the normalizer and mean metrics.
 
     Where a process group exists, each process computes its share of `batches` and all end with the same gradient.
+    `precision` and `divide` are `TrainConfig`'s.
     """
     normalizer = 0.0
     metrics: dict[str, float] = {}
-    device = next(model.parameters()).device
-    lower = torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
-    for batch in own_share(batches):
-        with lower:
-            total, count, values = objective.loss(model, batch.to(device))
-        torch.autograd.backward(total)
+    for count, values in _micro_batches(model, objective, own_share(batches), precision, divide):
         normalizer += count
         for name, value in values.items():
             metrics[name] = metrics.get(name, 0.0) + value * count
@@ -83,6 +84,24 @@ def accumulate(
         if parameter.grad is not None:
             parameter.grad.mul_(scale)
     return normalizer, {name: value * scale for name, value in metrics.items()}
+
+
+def _micro_batches(
+    model: LanguageModel, objective: Objective, batches: Sequence[Batch], precision: str, divide: str
+) -> Iterator[tuple[float, dict[str, float]]]:
+    """Add the gradient of every micro-batch to the parameters', in their order; normalizers and mean metrics."""
+    if divide == "batches" and possible(model, batches):
+        for gradients, count, values in in_order(model, objective, batches, precision, torch.get_num_threads()):
+            add_up(model, gradients)
+            yield count, values
+        return
+    device = next(model.parameters()).device
+    lower = torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
+    for batch in batches:
+        with lower:
+            total, count, values = objective.loss(model, batch.to(device))
+        torch.autograd.backward(total)
+        yield count, values
 
 
 def train(
@@ -121,7 +140,7 @@ def train(
             set_learning_rate(optimizers, schedule_factor(step, steps, config.schedule))
             values: dict[str, float] = {}
             if batches:
-                _, values = accumulate(model, objective, batches, config.precision)
+                _, values = accumulate(model, objective, batches, config.precision, config.divide)
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
                 values["gradient_norm"] = float(norm)
             progress.last = {**values, **source.metrics()}

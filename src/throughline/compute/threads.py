@@ -1,11 +1,10 @@
-"""How many threads a step's operations use.
+"""The number of threads that the operations of one Python thread use.
 
-At a million parameters an operation takes some tens of microseconds, and waking a second thread for it takes as long:
-on two cores, a step of 128 rows took 17 ms with two threads and 11 ms with one. `own_threads(1)` sets the count of
-OpenMP and of MKL for the calling thread alone, so whatever else computes in the process keeps its own. Two halves of
-the rows on a thread each were tried: at a million parameters they wait for the interpreter (a quarter slower than one
-thread), at 20 and 100 million they gain a tenth on the operations of one, too little for a second batch. Not covered:
-processes.
+    with own_threads(1):
+        ...                     # here alone; whatever else computes in the process keeps its own number
+
+`torch.set_num_threads` changes MKL's number for the whole process; this sets OpenMP's and MKL's for the calling thread.
+Not covered: other backends than these two, where it changes nothing (`can_own_threads` tells).
 """
 
 from __future__ import annotations
@@ -17,17 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from throughline.model.language_model import LanguageModel
-
-SMALL = 8_000_000
-"""Parameters below which operations are too short to be divided among threads."""
-
 
 @functools.cache
 def _setters() -> tuple[Any, Any] | None:
     """Functions that set the number of threads of the calling thread, of OpenMP and of MKL; None without them."""
+    import torch
+
     found = [part.is_available() for part in (torch.backends.mkl, torch.backends.openmp)]
     if not all(found):
         return None
@@ -40,10 +34,9 @@ def _setters() -> tuple[Any, Any] | None:
     return openmp, mkl
 
 
-def step_threads(model: LanguageModel) -> int | None:
-    """Threads that a step of `model` should use; None leaves them."""
-    small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
-    return 1 if small and model.device.type == "cpu" else None
+def can_own_threads() -> bool:
+    """Whether the libraries let a thread have its own number."""
+    return _setters() is not None
 
 
 @contextmanager
@@ -52,6 +45,8 @@ def own_threads(count: int | None) -> Iterator[None]:
 
     Changes nothing for None, or where the libraries do not offer it.
     """
+    import torch
+
     setters = _setters()
     if count is None or setters is None or torch.get_num_threads() == count:
         yield
