@@ -17,7 +17,15 @@ import device as gpu  # It lets the next ones be found.
 import common
 import grpo_vs_trl as grpo
 
-SETTINGS = {"prompts": 16, "shortest": 64, "longest": 384, "max_new_tokens": 512, "mean_tokens": 160.0, "steps": 5}
+SETTINGS = {
+    "prompts": 16,
+    "shortest": 64,
+    "longest": 384,
+    "max_new_tokens": 512,
+    "mean_tokens": 160.0,
+    "steps": 5,
+    "tries": 2,
+}
 
 
 def main() -> None:

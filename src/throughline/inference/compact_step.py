@@ -1,9 +1,10 @@
 """The decoding step of a plain decoder on the CPU, in buffers and views that are made once.
 
-It computes what `Decoder.forward` computes, operation by operation, so its scores are the same bit for bit. What is
-saved is everything around the operations: at a million parameters and few rows, most of a step's time went into asking
-for memory and making views. Rows stand in segments of about equal age, and each segment attends over its own longest
-row only. Not covered: other devices and types.
+It computes what `Decoder.forward` computes, operation by operation, so its scores are the same, bit for bit where
+weights are not kept blocked. What is saved is everything around the operations: at a million parameters and few rows,
+most of a step's time went into asking for memory and making views. Larger models' products are faster from blocked
+weights (see `inference.product`). Rows stand in segments of about equal age, and each segment attends over its own
+longest row only. Not covered: other devices and types.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from throughline.inference.product import Weight
 from throughline.inference.slots import Slots
 from throughline.model.decoder import Block, Decoder, FeedForward
 
@@ -36,14 +38,11 @@ class Norm:
 class Product:
     """A linear layer from `x` into `out`."""
 
-    def __init__(self, layer: nn.Linear, x: Tensor, out: Tensor) -> None:
-        self.x, self.out, self.weight, self.bias = x, out, layer.weight.t(), layer.bias
+    def __init__(self, weight: Weight, x: Tensor, out: Tensor) -> None:
+        self.weight, self.x, self.out = weight, x, out
 
     def __call__(self) -> None:
-        if self.bias is None:
-            torch.mm(self.x, self.weight, out=self.out)
-        else:
-            torch.addmm(self.bias, self.x, self.weight, out=self.out)
+        self.weight.multiply(self.x, self.out)
 
 
 @dataclass
@@ -105,17 +104,17 @@ class _Plan:
             self.layers.append(
                 _Layer(
                     norm_weight=block.attention_norm.weight,
-                    qkv=Product(attention.qkv, self.normed, qkv),
+                    qkv=Product(step.weight(attention.qkv), self.normed, qkv),
                     q_weight=None if attention.q_norm is None else attention.q_norm.weight,
                     k_weight=None if attention.k_norm is None else attention.k_norm.weight,
                     keys=keys,
                     values=values,
                     flat_keys=keys.view(-1, channels),
                     flat_values=values.view(-1, channels),
-                    out=Product(attention.out, self.attended, self.added),
+                    out=Product(step.weight(attention.out), self.attended, self.added),
                     feed_forward_weight=block.feed_forward_norm.weight,
-                    gate_up=None if plain is None else Product(plain.gate_up, self.normed, gate_up),
-                    down=None if plain is None else Product(plain.down, self.gated, self.added),
+                    gate_up=None if plain is None else Product(step.weight(plain.gate_up), self.normed, gate_up),
+                    down=None if plain is None else Product(step.weight(plain.down), self.gated, self.added),
                     experts=None if plain is not None else feed_forward,
                 )
             )
@@ -135,8 +134,12 @@ class _Plan:
 class CompactStep:
     """A plain decoder's step; one set of buffers for all layers and steps of `slots`."""
 
-    def __init__(self, model: Decoder, slots: Slots) -> None:
+    def __init__(self, model: Decoder, slots: Slots, blocked: bool = False) -> None:
+        """`blocked` keeps a second copy of the weights, in the order that suits few rows."""
         self.model, config, rows = model, model.config, slots.rows
+        self.blocked = blocked
+        self.weights: dict[nn.Linear, Weight] = {}
+        self.output = Weight(model.output_weight, blocked=blocked)
         self.groups, self.heads = config.num_key_value_heads, config.num_attention_heads
         self.channels = config.head_dim
         both = self.heads + self.groups
@@ -154,6 +157,12 @@ class CompactStep:
         self.gate_up, self.gated = buffer(2 * config.intermediate_size), buffer(config.intermediate_size)
         self.cos, self.sin = buffer(self.channels // 2), buffer(self.channels // 2)
         self.plans: dict[int, _Plan] = {}
+
+    def weight(self, layer: nn.Linear) -> Weight:
+        """The layer's weight, one for all numbers of rows."""
+        if layer not in self.weights:
+            self.weights[layer] = Weight(layer.weight, layer.bias, self.blocked)
+        return self.weights[layer]
 
     def __call__(self, slots: Slots) -> None:
         rows = slots.computed
@@ -191,7 +200,7 @@ class CompactStep:
                 plan.x.add_(layer.experts(plan.normed[:, None])[:, 0])
         plan.norm()
         plan.normed.mul_(model.norm.weight)
-        torch.mm(plan.normed, model.output_weight.t(), out=plan.logits)
+        self.output.multiply(plan.normed, plan.logits)
 
     def _attend(
         self, plan: _Plan, layer: _Layer, parts: list[tuple[Tensor, Tensor]], masks: list[Tensor], into: Tensor

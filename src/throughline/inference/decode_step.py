@@ -17,12 +17,13 @@ from typing import Protocol
 
 import torch
 
+from throughline.inference.product import can_block
 from throughline.inference.slots import Slots, front
 from throughline.model.decoder import Decoder
 from throughline.model.language_model import LanguageModel
 
 SMALL = 8_000_000
-"""Parameters below which operations are too short to be divided among threads."""
+"""Parameters below which operations are too short to be divided among threads, or to gain by blocked weights."""
 
 
 class DecodeStep(Protocol):
@@ -55,8 +56,12 @@ def is_plain(model: LanguageModel) -> bool:
 
 def step_threads(model: LanguageModel) -> int | None:
     """Threads that a step of `model` should use; None leaves them."""
-    small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
-    return 1 if small and model.device.type == "cpu" else None
+    return 1 if small(model) and model.device.type == "cpu" else None
+
+
+def small(model: LanguageModel) -> bool:
+    """Whether the model's products are narrow."""
+    return sum(parameter.numel() for parameter in model.parameters()) < SMALL
 
 
 def decode_step(model: LanguageModel, slots: Slots) -> DecodeStep:
@@ -69,5 +74,5 @@ def decode_step(model: LanguageModel, slots: Slots) -> DecodeStep:
         from throughline.inference.compact_step import CompactStep
 
         assert isinstance(model, Decoder)
-        return CompactStep(model, slots)
+        return CompactStep(model, slots, blocked=not small(model) and can_block())
     return ModelStep(model)
