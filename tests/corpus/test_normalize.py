@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from throughline.corpus.document import make_document
@@ -11,6 +11,7 @@ from throughline.corpus.normalize import normalize, step
 
 
 @given(st.text())
+@example("\xadÂ¡")
 def test_normal_form_is_stable_and_has_no_control_characters(text):
     once = normalize(text)
     assert normalize(once) == once

@@ -44,6 +44,15 @@ def normalize(text: str) -> str:
     Mojibake is repaired only where three or more sequences, or none but such sequences, are outside ASCII: a lone
     "Â°" may be meant.
     """
+    while True:
+        # What is removed counts as well when mojibake is judged, so that it may show only after a first pass.
+        once = _pass(text)
+        if once == text or once.isascii():
+            return once
+        text = once
+
+
+def _pass(text: str) -> str:
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\f" in text or "\v" in text:
