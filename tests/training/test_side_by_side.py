@@ -5,10 +5,13 @@ import threading
 import pytest
 import torch
 
-from tests.support_model import tiny_model
+from tests.support_model import tiny_model, tiny_tokenizer
+from throughline.model.adapter_config import LoRAConfig
+from throughline.model.checkpoint import save_checkpoint
 from throughline.training.batch import Example, pack
 from throughline.training.loop import accumulate
 from throughline.training.objectives import NextToken
+from throughline.training.policy import load_policy
 from throughline.training.side_by_side import in_order, possible
 
 
@@ -55,6 +58,38 @@ def test_frozen_parameters_get_no_gradient_and_unused_ones_none():
     accumulate(model, NextToken(), made, divide="batches")
     assert model.embedding.weight.grad is None and model.spare.grad is None
     assert model.norm.weight.grad is not None
+
+
+class Twins(NextToken):
+    """Adds up two parameters, so that both get the same gradient."""
+
+    def loss(self, model, batch):
+        total, count, values = super().loss(model, batch)
+        return total + (model.one + model.two).sum(), count, values
+
+
+def test_a_gradient_that_two_parameters_share_is_added_to_each_once():
+    made, model = batches(), tiny_model(2).train()
+    for name in ("one", "two"):
+        model.register_parameter(name, torch.nn.Parameter(torch.ones(2)))
+    count, _ = accumulate(model, Twins(), made, divide="batches")
+    expected = torch.full((2,), len(made) / count)
+    torch.testing.assert_close(model.one.grad, expected)
+    torch.testing.assert_close(model.two.grad, expected)
+
+
+def test_an_adapter_on_a_stock_model_is_trained_alike(tmp_path):
+    pytest.importorskip("peft")
+    tiny_tokenizer(tmp_path / "tokenizer")
+    save_checkpoint(tiny_model(2), tmp_path / "tokenizer", tmp_path)
+    made, found = batches(), []
+    for divide in ("operations", "batches"):
+        model = load_policy(tmp_path, LoRAConfig(rank=2)).train()
+        accumulate(model, NextToken(), made, divide=divide)
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+    assert len(found[0]) > 4
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-4)
 
 
 class Failing(NextToken):

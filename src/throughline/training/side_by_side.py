@@ -79,6 +79,7 @@ def add_up(model: nn.Module, gradients: Gradients) -> None:
         if gradient is None:
             continue
         if parameter.grad is None:
-            parameter.grad = gradient
+            # A copy: two parameters that are only ever added up have one gradient between them.
+            parameter.grad = gradient.clone()
         else:
             parameter.grad += gradient

@@ -4,9 +4,8 @@
 
 M scored tokens times V words of vocabulary is the largest tensor of a training step. Up to `blocks.WHOLE_LOGITS`
 numbers it is computed at once; beyond that in blocks of rows, each dropped after use (see `blocks`), so that memory
-grows with M + V instead of M times V. Where the batch
-says among which words an id was chosen (top-k, top-p), log-probs and entropy are those among these words. Not covered:
-such batches through `blocks` (their blocks take the slower way).
+grows with M + V instead of M times V. Where the batch says among which words an id was chosen (top-k, top-p), log-probs
+and entropy are those among these words. Not covered: such batches through `blocks` (their blocks take the slower way).
 """
 
 from __future__ import annotations
