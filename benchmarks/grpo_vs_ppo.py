@@ -6,23 +6,27 @@
 The task is sums of up to five numbers. A small decoder has been shown bare answers seven times in ten and worked ones
 otherwise; the worked ones are right more often, which reinforcement learning is to find. Both algorithms run through
 the stage `grpo` with the same settings: prompts, samples, lengths, learning rate, seeds; each run is its own process.
-`ratio` is PPO's seconds per step over GRPO's (above 1: GRPO is faster) with the lowest and highest over the seeds; it
-includes what GRPO saves by leaving out groups without a difference. `training` compares tokens trained per second,
-without sampling and without that. `memory` is the ratio of peak memory over what the process held before the run, read
-from Linux's /proc. Rewards are means over a step's samples; `reach` is the ratio of the seconds until `window` steps
-have a mean reward of `level`, over the seeds on which both reach it. Writes `benchmarks/results/grpo_vs_ppo.json`. Not
-covered: PPO with a value network smaller than the policy, with shared weights, or taught before the policy moves.
+Each trains once in earnest, and once for a few steps at a learning rate of next to nothing, so that both sample the
+same answers: that run gives `ratio`, PPO's seconds per step over GRPO's (above 1: GRPO is faster) with the lowest and
+highest over the seeds, and `memory`, the ratio of peak memory over what the process held before, read from Linux's
+/proc. Seconds are whole steps, from one line of the log to the next, so GRPO gains what it leaves out with groups
+without a difference; `training` compares tokens trained per second alone. `reach` is the ratio of the seconds until
+`window` steps of the earnest run have a mean reward of `level`, over the seeds on which both reach it. Writes
+`benchmarks/results/grpo_vs_ppo.json`. Not covered: PPO with a value network smaller than the policy, with shared
+weights, or taught before the policy moves.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +60,7 @@ FULL: dict[str, Any] = {
     "generator": {"max_terms": 5, "max_value": 12, "max_result": 60},
     "sft": {"steps": 400, "examples_per_step": 64},
     "rl": {"steps": 100, "prompts_per_step": 16, "group_size": 8, "max_new_tokens": 48},
+    "timed_steps": 14,
     "level": 0.6,
     "window": 8,
 }
@@ -66,12 +71,15 @@ QUICK: dict[str, Any] = {
     "generator": {"max_terms": 3, "max_value": 9, "max_result": 18},
     "sft": {"steps": 120, "examples_per_step": 32},
     "rl": {"steps": 8, "prompts_per_step": 8, "group_size": 4, "max_new_tokens": 24},
+    "timed_steps": 5,
     "level": 0.0,
     "window": 2,
 }
 LEARNING_RATE = 2e-4
+STANDING = 1e-12
+"""A learning rate at which the policy stays as it is."""
 WARMUP = 2
-"""First steps of a run, left out of its times."""
+"""First steps of a timed run, left out of its times."""
 LAST = 10
 """Steps at the end of a run whose mean reward is reported."""
 
@@ -136,11 +144,18 @@ def work(job: dict[str, Any]) -> None:
     config = GRPOConfig(
         algorithm=job["algorithm"],
         shares={"arithmetic": 1.0},
-        learning_rate=LEARNING_RATE,
+        learning_rate=job["learning_rate"],
         divide="batches",
         **job["rl"],
     )
     ctx = context(Path(job["directory"]), job["seed"], job["threads"])
+    log, ends = ctx.metrics.log, [time.perf_counter()]
+
+    def noted(step: int, **values: float) -> None:
+        log(step, **values)
+        ends.append(time.perf_counter())
+
+    ctx.metrics.log = noted  # type: ignore[method-assign]
     forget_peak()
     before = resident("VmRSS")
     grpo(config, inputs, ctx)
@@ -148,12 +163,13 @@ def work(job: dict[str, Any]) -> None:
     curve = read_jsonl(ctx.out / "log" / "metrics.jsonl")
     steps = [
         {
+            "seconds": end - start,
             "sampling": row["seconds_sampling"],
             "training": row["tokens"] / row["tokens_per_second"] if row["tokens"] else 0.0,
             "tokens": row["tokens"],
             "reward": row["reward"],
         }
-        for row in curve
+        for row, (start, end) in zip(curve, itertools.pairwise(ends), strict=True)
     ]
     write_json(Path(job["result"]), {"peak": held, "steps": steps})
 
@@ -171,8 +187,9 @@ def resident(name: str) -> int:
     raise OSError(f"/proc/self/status has no {name}")
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
+def run(job: dict[str, Any], directory: Path) -> dict[str, Any]:
     """`work` in a process of its own."""
+    job = {**job, "directory": str(directory), "result": str(directory.with_suffix(".json"))}
     subprocess.run([sys.executable, __file__, "--job", json.dumps(job)], check=True)
     return dict(read_json(Path(job["result"])))
 
@@ -185,7 +202,7 @@ def reached(steps: list[dict[str, float]], level: float, window: int) -> float |
     """Seconds until `window` steps in a row have a mean reward of `level`; None where they never have."""
     seconds = 0.0
     for number, step in enumerate(steps, 1):
-        seconds += step["sampling"] + step["training"]
+        seconds += step["seconds"]
         if number >= window and statistics.fmean(s["reward"] for s in steps[number - window : number]) >= level:
             return seconds
     return None
@@ -197,28 +214,29 @@ def measure(settings: dict[str, Any], threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         inputs = {name: str(path) for name, path in prepare(root, settings, threads).items()}
-        job = {"inputs": inputs, "rl": settings["rl"], "threads": threads}
+        job = {"inputs": inputs, "threads": threads}
         for seed in range(settings["seeds"]):
             # Who goes first changes with the seed, so that neither profits from a machine that warms up.
             for name in ALGORITHMS if seed % 2 == 0 else ALGORITHMS[::-1]:
-                place = root / f"{name}-{seed}"
-                result = str(root / f"{name}-{seed}.json")
-                done = run({**job, "algorithm": name, "seed": seed, "directory": str(place), "result": result})
-                steps = done["steps"][WARMUP:]
+                here = {**job, "algorithm": name, "seed": seed, "rl": settings["rl"]}
+                brief = {**settings["rl"], "steps": settings["timed_steps"]}
+                timed = run({**here, "rl": brief, "learning_rate": STANDING}, root / f"{name}-{seed}-timed")
+                curve = run({**here, "learning_rate": LEARNING_RATE}, root / f"{name}-{seed}")["steps"]
+                steps = timed["steps"][WARMUP:]
                 runs[name].append(
                     {
                         "seed": seed,
-                        "seconds_per_step": statistics.median(step["sampling"] + step["training"] for step in steps),
+                        "seconds_per_step": statistics.median(step["seconds"] for step in steps),
                         "seconds_sampling": statistics.median(step["sampling"] for step in steps),
                         "seconds_training": statistics.median(step["training"] for step in steps),
                         "training_tokens": statistics.median(step["tokens"] for step in steps),
                         "training_tokens_per_second": sum(step["tokens"] for step in steps)
                         / max(sum(step["training"] for step in steps), 1e-9),
-                        "peak_bytes": done["peak"],
-                        "reward_first": statistics.fmean(step["reward"] for step in done["steps"][:LAST]),
-                        "reward_last": statistics.fmean(step["reward"] for step in done["steps"][-LAST:]),
-                        "reach_seconds": reached(done["steps"], settings["level"], settings["window"]),
-                        "reward_curve": [round(step["reward"], 4) for step in done["steps"]],
+                        "peak_bytes": timed["peak"],
+                        "reward_first": statistics.fmean(step["reward"] for step in curve[:LAST]),
+                        "reward_last": statistics.fmean(step["reward"] for step in curve[-LAST:]),
+                        "reach_seconds": reached(curve, settings["level"], settings["window"]),
+                        "reward_curve": [round(step["reward"], 4) for step in curve],
                     }
                 )
                 print(

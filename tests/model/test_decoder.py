@@ -12,7 +12,8 @@ from tests.support_model import tiny_config, tiny_model
 from throughline.base.errors import UserError
 from throughline.model.checkpoint import load_model, save_checkpoint
 from throughline.model.config import ModelConfig
-from throughline.model.decoder import Decoder, KeyValueCache, rotate
+from throughline.model.decoder import Decoder, KeyValueCache
+from throughline.model.elementwise import rotate
 from throughline.training.batch import Example, build_batch
 
 SHAPES = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support_model import tiny_model
 from throughline.base.errors import UserError
-from throughline.training.batch import Example, assign_rows, build_batch, pack
+from throughline.training.batch import Example, assign_rows, build_batch, evenly, pack
 from throughline.training.objectives import score_tokens
 
 
@@ -86,3 +86,13 @@ def test_short_rows_keep_their_mask():
     short = [Example([10] * 20, [1.0] * 20) for _ in range(40)]
     assert all(batch.segments is None for batch in pack(short, 256, 8))
     assert all(batch.segments is not None for batch in pack(short, 512, 8))
+
+
+@given(count=st.integers(0, 60), most=st.integers(1, 12))
+def test_parts_are_of_like_size_and_even_in_number(count, most):
+    parts = evenly(list(range(count)), most)
+    assert [item for part in parts for item in part] == list(range(count))
+    sizes = [len(part) for part in parts]
+    assert max(sizes, default=0) <= most and max(sizes, default=0) - min(sizes, default=0) <= 1
+    assert len(parts) <= 1 or len(parts) % 2 == 0 or len(parts) == count
+    assert len(parts) <= -(-count // most) + 1

@@ -6,9 +6,8 @@ precision on the CPU, `RecordedStep` (see `inference.recorded_step`) on CUDA, `M
 one 3.9 and `CompactStep` 1.7; at 128 rows it was no faster than the plain one, after 24 s of compiling for each shape.
 At a million parameters an operation takes some tens of microseconds, and waking a second thread for it takes as long:
 on two cores, a step of 128 rows took 17 ms with two threads and 11 ms with one, which `step_threads` therefore asks
-for. Two halves of the rows on a thread each were tried: at a million parameters they wait for the interpreter (a
-quarter slower than one thread), at 20 and 100 million they gain a tenth, too little for a second batch. Not covered:
-prefilling.
+for. Two halves of one step on a thread each, waiting for each other, were a quarter slower than one thread; batches
+that do not wait for each other gain (`inference.lanes`). Not covered: prefilling.
 """
 
 from __future__ import annotations

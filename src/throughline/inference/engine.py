@@ -5,10 +5,10 @@
     for index, completion in engine.generate_stream([Request(prompt_ids, Sampling(n=8)), ...]): ...
 
 Each prompt is computed once for all its samples. `batch_size` rows run at a time; a finished one's slot is taken by the
-next at once, and the batch shrinks when none waits. A row's randomness comes from its own seed, so what it samples does
-not depend on its neighbours. Log-probs are those of the sampled tokens at the sampling temperature, before top-k and
-top-p cut the tail. Any server of OpenAI's API is an engine too: `inference.openai_engine`. Not covered: speculative
-decoding, several devices.
+next at once, and the batch shrinks when none waits; rows of a small model are spread over threads. A row's randomness
+comes from its own seed, so what it samples does not depend on its neighbours. Log-probs are those of the sampled tokens
+at the sampling temperature, before top-k and top-p cut the tail. Any server of OpenAI's API is an engine too:
+`inference.openai_engine`. Not covered: speculative decoding, several devices.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from throughline.base.errors import UserError
 from throughline.inference.completion import Completion as Completion
 from throughline.inference.completion import Request as Request
 from throughline.inference.fingerprint import fingerprint
+from throughline.inference.lanes import completions
 from throughline.inference.sampling import Sampling as Sampling
 from throughline.inference.sampling import draw_uniforms as draw_uniforms
 from throughline.inference.sampling import kept as kept
@@ -116,16 +117,14 @@ class TorchEngine:
             seeds = [sampling.seed + number for number in range(len(prompts))]
         for number, prompt in enumerate(prompts):
             self.room(prompt, sampling, f"Prompt {number}")
-        scheduler = Scheduler(self, self.batch_size)
         # Neighbours of like length are computed together, so short prompts do not pay for long ones.
-        for number in sorted(range(len(prompts)), key=lambda number: (len(prompts[number]), number)):
-            scheduler.add(number, Request(prompts[number], sampling, seeds[number]))
+        order = sorted(range(len(prompts)), key=lambda number: (len(prompts[number]), number))
+        requests = [(number, Request(prompts[number], sampling, seeds[number])) for number in order]
         results: list[list[Completion]] = [[] for _ in prompts]
-        while scheduler.busy:
-            for number, completion in scheduler.step():
-                results[number].append(completion)
-                if progress is not None and len(results[number]) == sampling.n:
-                    progress(1)
+        for number, completion in completions(self, requests, self.batch_size):
+            results[number].append(completion)
+            if progress is not None and len(results[number]) == sampling.n:
+                progress(1)
         for group in results:
             group.sort(key=lambda completion: completion.number)
         return results

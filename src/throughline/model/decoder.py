@@ -22,16 +22,11 @@ from torch import Tensor, nn
 from throughline.model.cache import KeyValueCache as KeyValueCache
 from throughline.model.cache import write_at
 from throughline.model.config import ModelConfig
+from throughline.model.elementwise import RMSNorm, gated, split_heads
 from throughline.model.experts import Experts
 from throughline.model.language_model import LanguageModel
 from throughline.model.layout import join_experts, to_huggingface
 from throughline.model.segments import Segments
-
-
-def rotate(x_BHTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in the half-split layout of Llama checkpoints (arXiv:2104.09864, eq. 34)."""
-    first, second = x_BHTC.chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
 
 
 class Attention(nn.Module):
@@ -47,8 +42,8 @@ class Attention(nn.Module):
         width = (self.heads + 2 * self.groups) * self.channels
         self.qkv = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         self.out = nn.Linear(self.heads * self.channels, config.hidden_size, bias=config.output_bias)
-        self.q_norm = nn.RMSNorm(self.channels, eps=config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(self.channels, eps=config.rms_norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(self.channels, eps=config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.channels, eps=config.rms_norm_eps) if config.qk_norm else None
 
     def forward(
         self,
@@ -80,11 +75,8 @@ class Attention(nn.Module):
 
     def _heads(self, qkv_BTX: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, heads, T, C) each, normalized and rotated."""
-        heads_BTHC = qkv_BTX.unflatten(-1, (self.heads + 2 * self.groups, self.channels))
-        q, k, v = heads_BTHC.split((self.heads, self.groups, self.groups), dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q.transpose(1, 2), cos, sin), rotate(k.transpose(1, 2), cos, sin), v.transpose(1, 2)
+        norms = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
+        return split_heads(qkv_BTX, (self.heads, self.groups), norms, cos, sin)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """(B, T, H C); causal without a mask."""
@@ -109,8 +101,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate, up = self.gate_up(x_BTD).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        return self.down(gated(self.gate_up(x_BTD)))
 
 
 class Block(nn.Module):
@@ -118,9 +109,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attention_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         sparse = config.experts is not None and config.experts.sparse(layer)
         self.feed_forward = Experts(config) if sparse else FeedForward(config)
 
@@ -169,7 +160,7 @@ class Decoder(LanguageModel):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         # On the CPU whatever the default device is, so that a decoder made on "meta" to be filled has its tables.
         positions = torch.arange(config.max_position_embeddings, dtype=torch.float64, device="cpu")

@@ -8,8 +8,10 @@ start at zero, so packed numbers equal unpacked ones. A row may hold the beginni
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from torch import Tensor
 from throughline.base.errors import UserError
 from throughline.model.language_model import LanguageModel
 from throughline.model.segments import Segments
+
+Row = TypeVar("Row")
 
 SHORT_ROW = 384
 """Rows below this length keep their mask: there is little to save."""
@@ -174,9 +178,20 @@ def pack(sequences: Sequence[Example], row_length: int, rows_per_batch: int) -> 
     """
     rows = assign_rows([len(item.tokens) for item in sequences], row_length)
     return [
-        build_batch([[sequences[number] for number in row] for row in rows[start : start + rows_per_batch]])
-        for start in range(0, len(rows), rows_per_batch)
+        build_batch([[sequences[number] for number in row] for row in part]) for part in evenly(rows, rows_per_batch)
     ]
+
+
+def evenly(rows: Sequence[Row], most: int) -> list[Sequence[Row]]:
+    """The rows in parts of at most `most`, of like size, and an even number of them unless one holds all.
+
+    Threads that take a part each would wait for the largest, and for a last one without a partner.
+    """
+    count = -(-len(rows) // most)
+    count += count % 2 if 1 < count < len(rows) else 0
+    size, larger = divmod(len(rows), count) if count else (0, 0)
+    ends = [number * size + min(number, larger) for number in range(count + 1)]
+    return [rows[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def build_batch(rows: Sequence[Sequence[Example]]) -> Batch:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from throughline.training.batch import Batch, Example, Piece, assign_rows, lay_out
+from throughline.training.batch import Batch, Example, Piece, assign_rows, evenly, lay_out
 
 LONGER = (1, 2, 3, 4, 6, 8)
 """Row lengths tried, in multiples of the one asked for."""
@@ -85,7 +85,7 @@ def pack_shared(
     parts, rows = rows_of(length)
     at_once = max(1, rows_per_batch * row_length // length)
     laid = [_pieces([parts[n] for n in row]) for row in rows]
-    return [lay_out(laid[start : start + at_once]) for start in range(0, len(laid), at_once)]
+    return [lay_out(part) for part in evenly(laid, at_once)]
 
 
 def _pieces(bundles: Sequence[Bundle]) -> list[Piece]:
