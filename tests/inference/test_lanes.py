@@ -12,7 +12,7 @@ from throughline.inference.completion import Request
 from throughline.inference.engine import Sampling, TorchEngine
 from throughline.inference.scheduler import Scheduler
 
-PROMPTS = [[5 + number % 7, 9, 11 + number] for number in range(24)]
+PROMPTS = [[5 + number % 7, 9, 11 + number] for number in range(64)]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_lanes_sample_what_one_batch_samples(engine, two_threads, monkeypatch):
         patch.setattr(lanes, "lane_count", lambda *_: 1)
         alone = engine.generate(PROMPTS, sampling)
     if can_own_threads():
-        assert lanes.lane_count(engine.model, 96) == 2
+        assert lanes.lane_count(engine.model, 96, 256) == 2
     together = engine.generate(PROMPTS, sampling, progress=seen.append)
     assert len(seen) == len(PROMPTS)
     for group, other in zip(alone, together, strict=True):
@@ -50,17 +50,25 @@ def test_lanes_sample_what_one_batch_samples(engine, two_threads, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rows", "threads", "expected"), [(63, 2, 1), (64, 2, 2), (1000, 1, 1), (1000, 16, lanes.MOST)]
+    ("slots", "samples", "threads", "expected"),
+    [
+        (63, 1000, 2, 1),
+        (64, 1000, 2, 2),
+        (256, 255, 2, 1),
+        (256, 256, 2, 2),
+        (1000, 1000, 1, 1),
+        (1000, 1000, 16, lanes.MOST),
+    ],
 )
-def test_lanes_need_rows_and_threads(engine, rows, threads, expected, monkeypatch):
+def test_lanes_need_rows_samples_and_threads(engine, slots, samples, threads, expected, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(lanes, "can_own_threads", lambda: True)
-    assert lanes.lane_count(engine.model, rows) == expected
+    assert lanes.lane_count(engine.model, slots, samples) == expected
 
 
 def test_a_model_with_long_operations_has_one_lane(engine, two_threads, monkeypatch):
     monkeypatch.setattr(lanes, "small", lambda model: False)
-    assert lanes.lane_count(engine.model, 1000) == 1
+    assert lanes.lane_count(engine.model, 1000, 1000) == 1
 
 
 def test_an_error_in_a_lane_is_raised_and_ends_the_others(engine, two_threads, monkeypatch):

@@ -3,10 +3,11 @@
     for key, completion in completions(engine, [(0, Request(prompt, Sampling(n=8))), ...], slots=128): ...
 
 The operations of a small model are too short to be divided among threads (`decode_step.step_threads`), so the other
-cores decode other rows. At a million parameters on two cores, groups of 8, answers of 38 tokens on average, two lanes
-gave 1.3 times the tokens per second at 64 and 128 rows and 1.6 times at 256; below that a lane waits for the
-interpreter as long as it computes, and there is one. What a row samples depends on its own seed; lanes change the
-rounding of sums as other neighbours do. Not covered: weights that change meanwhile, other devices than the CPU.
+cores decode other rows. At a million parameters on two cores, answers of 38 tokens on average, two lanes gave 1.6 times
+the tokens per second for 256 samples at once and 1.3 times for 256 samples, 128 at a time. Lanes of few rows wait for
+the interpreter as long as they compute: 128 samples of 15 tokens, most of them done long before the last, took a fifth
+longer, so there is a lane for every 128 samples. What a row samples depends on its own seed; lanes change the rounding
+of sums as other neighbours do. Not covered: weights that change meanwhile, other devices than the CPU.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ if TYPE_CHECKING:
 MOST = 4
 """Lanes, however many cores there are: they share one interpreter. More than two have not been measured."""
 LANE_ROWS = 32
-"""Rows for which a lane pays."""
+"""Rows at a time for which a lane pays."""
+LANE_SAMPLES = 128
+"""Samples for which a lane pays: towards their end there are fewer rows than it could hold."""
 
 
-def lane_count(model: LanguageModel, rows: int) -> int:
-    """Lanes for `rows` rows at a time."""
+def lane_count(model: LanguageModel, slots: int, samples: int) -> int:
+    """Lanes for so many samples, `slots` at a time."""
     if not (is_plain(model) and small(model) and can_own_threads()):
         return 1
-    return max(1, min(MOST, torch.get_num_threads(), rows // LANE_ROWS))
+    return max(1, min(MOST, torch.get_num_threads(), slots // LANE_ROWS, samples // LANE_SAMPLES))
 
 
 def completions(
@@ -49,7 +52,7 @@ def completions(
     Neighbours in `requests` are computed together. Raises what a lane raised, when none computes any more; closing the
     iterator ends the lanes after the step they are at.
     """
-    lanes = lane_count(engine.model, min(slots, sum(request.sampling.n for _, request in requests)))
+    lanes = lane_count(engine.model, slots, sum(request.sampling.n for _, request in requests))
     if lanes == 1:
         yield from _decode(engine, requests, slots)
         return
