@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from throughline.model.config import ModelConfig
+from throughline.model.elementwise import gated
 
 
 class Experts(nn.Module):
@@ -51,8 +52,8 @@ class Experts(nn.Module):
         """What the experts make of `x_MD`, whose first counts_E[0] rows belong to expert 0, and so on."""
         if x_MD.is_cuda and x_MD.dtype == torch.bfloat16:
             ends = counts_E.cumsum(0).to(torch.int32)
-            gate, up = F.grouped_mm(x_MD, self.experts_gate_up.transpose(1, 2), offs=ends).chunk(2, -1)
-            return F.grouped_mm(F.silu(gate) * up, self.experts_down.transpose(1, 2), offs=ends)
+            gate_up_MJ = F.grouped_mm(x_MD, self.experts_gate_up.transpose(1, 2), offs=ends)
+            return F.grouped_mm(gated(gate_up_MJ), self.experts_down.transpose(1, 2), offs=ends)
         # `unbind` gives the gradient of all experts in one tensor; indexing would make one of full size per expert.
         slabs = zip(
             x_MD.split(counts_E.tolist()), self.experts_gate_up.unbind(), self.experts_down.unbind(), strict=True
@@ -60,6 +61,5 @@ class Experts(nn.Module):
         parts = []
         for part, gate_up, down in slabs:
             if len(part):
-                gate, up = F.linear(part, gate_up).chunk(2, -1)
-                parts.append(F.linear(F.silu(gate) * up, down))
+                parts.append(F.linear(gated(F.linear(part, gate_up)), down))
         return torch.cat(parts)
