@@ -86,7 +86,7 @@ def kill_round(template: Path, directory: Path, stage: str, seconds: float, left
 
 
 def summary(rows: list[dict[str, Any]], versions: dict[str, str]) -> dict[str, Any]:
-    """What is written: `ratio` is the share of killed runs that end in the undisturbed run's bytes, by stage at worst."""
+    """What is written: `ratio` is the share of killed runs that ended in the bytes of the undisturbed run."""
     shares = [row["equal"] / row["rounds"] for row in rows]
     return {
         "what": "killed runs that ended in the undisturbed run's bytes, over all killed runs",
