@@ -5,7 +5,7 @@
 The operations of a small model are too short to be divided among threads (`decode_step.step_threads`), so the other
 cores decode other rows. At a million parameters on two cores, answers of 38 tokens on average, two lanes gave 1.6 times
 the tokens per second for 256 samples at once and 1.3 times for 256 samples, 128 at a time. Lanes of few rows wait for
-the interpreter as long as they compute: 128 samples of 15 tokens, most of them done long before the last, took a fifth
+the interpreter as long as they compute: 128 samples of 15 tokens, most of them done long before the last, took 2 to 44%
 longer, so there is a lane for every 128 samples. What a row samples depends on its own seed; lanes change the rounding
 of sums as other neighbours do. Not covered: weights that change meanwhile, other devices than the CPU.
 """
