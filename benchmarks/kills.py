@@ -1,145 +1,211 @@
-"""Is training unkillable? SFT, GRPO and alignment (DPO) killed a hundred times, against runs never disturbed.
+"""Is training unkillable? `throughline sft`, `dpo` and `grpo` killed a hundred times, against runs never disturbed.
 
     .venv/bin/python benchmarks/kills.py             # a hundred kills
     .venv/bin/python benchmarks/kills.py --quick     # six
 
-Each stage of the smoke recipe starts from the same finished stages before it. It is started, killed with SIGKILL at a
-random moment and started again by the same command until it ends; then it is put back and killed again, until the
-kills are used up. A round passes when the artifact's digest, which covers the final weights, equals that of the
-undisturbed run. Writes `benchmarks/results/kills.json`. Not covered: machines that lose power (no fsync is skipped, but
-none is tested here).
+Each command trains a small model of random weights. It is started, killed with SIGKILL at a random moment and started
+again in the same way, at most `EACH` times before it is left to end; then the next run begins in an empty directory,
+until the kills are used up. A run passes when the artifact's digest, which covers the final weights and the curves,
+equals that of the run left alone, and the store finds nothing damaged. `resumed` counts the kills that left a saved
+state to go on from. Writes `benchmarks/results/kills.json`. Not covered: machines that lose power (no fsync is skipped,
+but none is tested here), and the stages of a recipe (`tests/test_crash.py`).
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from throughline.base.files import write_json
-from throughline.cli import app
+import common
+
+from throughline.base.files import write_jsonl
+from throughline.commands.run import Request, run_command
 from throughline.store.store import Store
 
-RESULT = Path(__file__).resolve().parent / "results" / "kills.json"
-STAGES = {"sft": "pretrain", "grpo": "sft", "align": "rft"}
-"""Stage to kill -> the stage that its template run ends with."""
-EVERY = [f"--set={stage}.runtime.save_every=2" for stage in STAGES]
 SEED = 11
+EACH = 4
+"""Kills of a run at most; then it may end."""
+STEPS = {"sft": 120, "dpo": 100, "grpo": 80}
+QUICK = {"sft": 60, "dpo": 50, "grpo": 25}
+TUNE = ("runtime.save_every=2", "optimizer.learning_rate=0.001", "sequence_length=128")
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "sft": (*TUNE, "examples_per_step=16", "rows_per_batch=2"),
+    "dpo": (*TUNE, "pairs_per_step=8", "pairs_per_batch=4"),
+    "grpo": (
+        "runtime.save_every=2",
+        "learning_rate=0.001",
+        "prompts_per_step=4",
+        "group_size=4",
+        "max_new_tokens=32",
+    ),
+}
 
 
-def start(directory: Path, until: str) -> int:
-    """Fork a process that runs the line as the command does; returns its number."""
+def prepare(root: Path) -> None:
+    """The model, and a file of rows for each command."""
+    import worlds
+
+    worlds.save_random(worlds.SHAPES["tiny"], root / "model", length=256, mean_tokens=24)
+    words = worlds.make_prompts(root / "model", [12] * 256, SEED)
+    rows = [{"prompt": words[i], "completion": words[i + 1], "answer": words[i + 1]} for i in range(0, 192, 2)]
+    write_jsonl(root / "sft.jsonl", [{name: row[name] for name in ("prompt", "completion")} for row in rows])
+    write_jsonl(root / "grpo.jsonl", [{name: row[name] for name in ("prompt", "answer")} for row in rows])
+    pairs = [
+        {"prompt": row["prompt"], "chosen": row["answer"], "rejected": words[192 + number % 64]}
+        for number, row in enumerate(rows)
+    ]
+    write_jsonl(root / "dpo.jsonl", pairs)
+    (root / "grader.py").write_text(GRADER)
+
+
+GRADER = '''"""Pays for short words, of which random weights write some: every group has answers better than others."""
+
+
+def grade(sample, item):
+    words = sample["output_text"].split() or [""]
+    return sum(len(word) < 5 for word in words) / len(words)
+'''
+
+
+def start(log: Path, work: Callable[[], object]) -> int:
+    """Fork a process that does the work; returns its number."""
     child = os.fork()
     if child:
         return child
     os.setsid()
-    with Path(f"{directory}.log").open("a") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     status = 1
-    with contextlib.suppress(SystemExit):
-        app(["run", "smoke", "--dir", str(directory), "--until", until, *EVERY], standalone_mode=False)
+    try:
+        work()
         status = 0
-    os._exit(status)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
-def finish(directory: Path, until: str) -> float:
-    """Run to the end undisturbed; returns the seconds."""
-    began = time.monotonic()
-    _, status = os.waitpid(start(directory, until), 0)
-    if status:
-        raise SystemExit(f"The undisturbed run failed:\n{Path(f'{directory}.log').read_text()[-2000:]}")
-    return time.monotonic() - began
+class Command:
+    """One of the commands, on the data below `root`."""
+
+    def __init__(self, name: str, root: Path, steps: int) -> None:
+        self.name, self.root = name, root
+        self.overrides = (*SETTINGS[name], f"steps={steps}")
+        self.log = root / f"{name}.log"
+
+    def start(self, out: Path) -> int:
+        grader = {"grader": str(self.root / "grader.py"), "force_grader": True} if self.name == "grpo" else {}
+        data = self.root / f"{self.name}.jsonl"
+        request = Request(
+            self.name, self.root / "model", data, out, overrides=self.overrides, seed=SEED, threads=1, **grader
+        )
+        return start(self.log, lambda: run_command(request, say=lambda text: print(text, flush=True)))
+
+    def check(self, status: int) -> None:
+        """Raises `SystemExit` with what the run said if it failed."""
+        if status:
+            raise SystemExit(f"{self.name} failed:\n{self.log.read_text()[-2000:]}")
+
+    def alone(self, out: Path) -> float:
+        """Run undisturbed; returns the seconds."""
+        began = time.monotonic()
+        self.check(os.waitpid(self.start(out), 0)[1])
+        return time.monotonic() - began
+
+    def killed(self, out: Path, moments: list[float]) -> tuple[int, int]:
+        """Run and kill after each of the moments (seconds); returns the kills and how many left a saved state."""
+        kills = resumed = 0
+        for moment in [*moments, float("inf")]:
+            child, began = self.start(out), time.monotonic()
+            while time.monotonic() - began < moment:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    self.check(status)
+                    return kills, resumed
+                time.sleep(0.005)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            kills, resumed = kills + 1, resumed + any(out.glob("work/*/state/*"))
+        raise AssertionError("unreachable: the last moment never comes")
 
 
-def digest(directory: Path, stage: str) -> str:
-    """Digest of the stage's artifact."""
-    return Store(directory).artifacts(stage)[0].digest
+def digest(out: Path, stage: str) -> str:
+    """Digest of the stage's artifact, after the store has checked everything."""
+    store = Store(out)
+    problems = store.verify()
+    if problems:
+        raise SystemExit(f"{stage}: the store is damaged: {problems}")
+    return store.artifacts(stage)[0].digest
 
 
-def kill_round(template: Path, directory: Path, stage: str, seconds: float, left: int, rng: random.Random) -> int:
-    """Kill the stage at most `left` times on its way to its end; returns how often it was."""
-    shutil.rmtree(directory, ignore_errors=True)
-    shutil.copytree(template, directory, symlinks=True)
-    kills = 0
-    while True:
-        child = start(directory, stage)
-        until = time.monotonic() + rng.uniform(0.1, 0.6) * seconds if kills < left else float("inf")
-        while time.monotonic() < until:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                if status:
-                    raise SystemExit(f"{stage} failed:\n{Path(f'{directory}.log').read_text()[-2000:]}")
-                return kills
-            time.sleep(0.01)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        kills += 1
+def row_of(name: str, root: Path, steps: int, kills: int, rng: random.Random) -> dict[str, Any]:
+    """Kill one command `kills` times."""
+    command, out = Command(name, root, steps), root / "killed"
+    seconds = command.alone(root / f"alone-{name}")
+    expected = digest(root / f"alone-{name}", name)
+    row: dict[str, Any] = {"stage": name, "kills": 0, "resumed": 0, "runs": 0, "equal": 0, "digest": expected}
+    row |= {"steps": steps, "seconds_alone": round(seconds, 2)}
+    while row["kills"] < kills:
+        shutil.rmtree(out, ignore_errors=True)
+        count = min(EACH, kills - row["kills"])
+        done, resumed = command.killed(out, [rng.uniform(0.02, 0.7) * seconds for _ in range(count)])
+        row["kills"] += done
+        row["resumed"] += resumed
+        row["runs"] += 1
+        row["equal"] += digest(out, name) == expected
+    print(
+        f"{name}: killed {row['kills']} times over {row['runs']} runs, going on from a saved state {row['resumed']} "
+        f"times; {row['equal']} of {row['runs']} ended like the run left alone",
+        flush=True,
+    )
+    return row
 
 
-def summary(rows: list[dict[str, Any]], versions: dict[str, str]) -> dict[str, Any]:
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What is written: `ratio` is the share of killed runs that ended in the bytes of the undisturbed run."""
-    shares = [row["equal"] / row["rounds"] for row in rows]
+    shares = [row["equal"] / row["runs"] for row in rows]
     return {
         "what": "killed runs that ended in the undisturbed run's bytes, over all killed runs",
-        "ratio": sum(row["equal"] for row in rows) / sum(row["rounds"] for row in rows),
+        "ratio": sum(row["equal"] for row in rows) / sum(row["runs"] for row in rows),
         "low": min(shares),
         "high": max(shares),
-        "n": sum(row["rounds"] for row in rows),
+        "n": sum(row["runs"] for row in rows),
         "kills": sum(row["kills"] for row in rows),
         "rows": rows,
-        "settings": {"recipe": "smoke", "seed": SEED},
-        "versions": versions,
+        "settings": {"seed": SEED, "kills_of_a_run": EACH, **{name: list(words) for name, words in SETTINGS.items()}},
+        "versions": common.versions(),
     }
 
 
 def main() -> None:
-    """Spread the kills over the stages, and write what came of it."""
-    import torch  # children inherit it by forking, so that a kill seldom hits the loading of torch
+    """Spread the kills over the commands, and write what came of it."""
+    # Children inherit these by forking, so that a kill seldom hits the loading of torch and what its optimizers load.
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--quick", action="store_true")
-    wanted = parser.parse_args()
-    kills = 6 if wanted.quick else wanted.kills
+    import throughline.commands.preference
+    import throughline.commands.tune
+    import throughline.posttrain.stage  # noqa: F401
+
+    arguments = common.parse(__doc__, lambda parser: parser.add_argument("--kills", type=int, default=100))
+    kills, steps = (6, QUICK) if arguments.quick else (arguments.kills, STEPS)
     rng, rows = random.Random(SEED), []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for number, (stage, before) in enumerate(STAGES.items()):
-            share = (kills * (number + 1)) // len(STAGES) - (kills * number) // len(STAGES)
-            template, reference = root / f"before-{stage}", root / f"reference-{stage}"
-            if rows:
-                shutil.copytree(root / f"reference-{rows[-1]['stage']}", template, symlinks=True)
-            finish(template, before)
-            if stage == "sft":
-                finish(template, "graders")
-            shutil.copytree(template, reference, symlinks=True)
-            seconds, expected = finish(reference, stage), ""
-            expected = digest(reference, stage)
-            done, rounds, equal = 0, 0, 0
-            while done < share:
-                done += kill_round(template, root / "killed", stage, seconds, share - done, rng)
-                rounds, equal = rounds + 1, equal + (digest(root / "killed", stage) == expected)
-                problems = Store(root / "killed").verify()
-                if problems:
-                    raise SystemExit(f"{stage}: the store is damaged: {problems}")
-            rows.append({"stage": stage, "kills": done, "rounds": rounds, "equal": equal, "digest": expected})
-            print(
-                f"{stage}: killed {done} times over {rounds} runs, {equal} of them equal the undisturbed run",
-                flush=True,
-            )
-    versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
-    if not wanted.quick:
-        write_json(RESULT, summary(rows, versions))
-    if any(row["equal"] != row["rounds"] for row in rows):
+        if os.waitpid(start(root / "prepare.log", lambda: prepare(root)), 0)[1]:
+            raise SystemExit(f"The model could not be made:\n{(root / 'prepare.log').read_text()[-2000:]}")
+        for number, name in enumerate(SETTINGS):
+            share = (kills * (number + 1)) // len(SETTINGS) - (kills * number) // len(SETTINGS)
+            rows.append(row_of(name, root, steps[name], share, rng))
+    common.finish("kills", summary(rows), arguments)
+    if any(row["equal"] != row["runs"] for row in rows):
         raise SystemExit("a killed run ended in other bytes")
 
 
