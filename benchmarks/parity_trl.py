@@ -52,7 +52,7 @@ from throughline.model.layout import to_huggingface
 from throughline.rl.advantage import batch_advantages
 from throughline.rl.config import PolicyGradientConfig
 from throughline.rl.examples import example_of, score_examples
-from throughline.rl.losses import kl_value
+from throughline.rl.kl_reward import charge
 from throughline.rl.objective import GRPO
 from throughline.training.batch import Batch, Example, build_batch
 from throughline.training.loop import accumulate
@@ -682,21 +682,16 @@ def rloo_rows(world: World) -> Iterator[Row]:
 
     noisy = sampler_logprobs(world)
     flat = [(p, n) for p in range(PROMPTS) for n in range(GROUP)]
-    rewards = [list(row) for row in world.rewards]
     for name, beta in [("leave-one-out", 0.0), ("KL in the reward", 0.05)]:
         config = PolicyGradientConfig.preset(
             "rloo", group_size=GROUP, prompts_per_step=PROMPTS, max_new_tokens=LONGEST, kl_coefficient=beta
         )
-        scored = policy_examples(world, config, [[0.0] * GROUP] * PROMPTS, noisy)
-        if beta:
-            # RLOO pays for KL in the reward: beta times the sum over the sample of k1 at the sampling policy.
-            for (p, n), e in zip(flat, scored, strict=True):
-                old, reference = (torch.tensor(e.extras[k]) for k in ("old_logprobs", "reference_logprobs"))
-                rewards[p][n] = world.rewards[p][n] - beta * float(kl_value(old - reference, "k1").sum())
-        config = config.model_copy(update={"kl_coefficient": 0.0})
-        found = batch_advantages(rewards, config.scale_rewards, baseline=config.baseline)
+        found = batch_advantages(world.rewards, config.scale_rewards, baseline=config.baseline)
         advantages = [[0.0 if value is None else value for value in row] for row in found]
         examples = policy_examples(world, config, advantages, noisy)
+        if beta:
+            charged = charge(world.rewards, dict(zip(flat, examples, strict=True)), config)
+            examples = [charged[place] for place in flat]
         mine = ours(world.near, GRPO.from_config(config), examples)
 
         def reward(completions: list[str], **_: Any) -> list[float]:

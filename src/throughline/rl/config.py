@@ -65,7 +65,11 @@ class PolicyGradientConfig(Config):
     gate_negative: float = Field(default=1.05, gt=0)
     """Temperature of "soft_gate" for the others."""
     kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the KL to the reference policy in the loss; 0 needs no reference."""
+    """Weight of the KL to the reference policy; 0 needs no reference."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the KL counts: as a term of the loss (GRPO), or taken from each sample's reward before the baseline (RLOO,
+    arXiv:2402.14740, eq. 3; with algorithm `ppo` token by token), summed as k1 at the policy that sampled. The two
+    settings below are the loss's."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Per token, with d the log-ratio of policy to reference: d, d^2/2, or exp(-d) - 1 + d. k1 and k3 have the right
     mean; only k2 has, as it stands, the right gradient."""
@@ -154,6 +158,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "scale_rewards": "none",
         "ratio_level": "sequence_product",
         "normalizer": "sequence",
+        "kl_in": "reward",
         "drop_zero_signal": False,
     },
     # Williams 1992, with the group's mean as its baseline.

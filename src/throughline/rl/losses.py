@@ -85,9 +85,9 @@ def policy_loss(inputs: PolicyInput, config: PolicyGradientConfig) -> PolicyLoss
     if inputs.reference_logprobs_M is not None:
         difference = inputs.logprobs_M.detach() - inputs.reference_logprobs_M
         metrics["reference_kl"] = float(kl_value(difference, "k3").mean())
-    if config.kl_coefficient:
+    if config.kl_coefficient and config.kl_in == "loss":
         if inputs.reference_logprobs_M is None:
-            raise ValueError("kl_coefficient needs the reference policy's log-probs")
+            raise ValueError("kl_coefficient in the loss needs the reference policy's log-probs")
         penalty = kl_penalty(inputs.logprobs_M, inputs.reference_logprobs_M, ratio, config)
         losses = losses + config.kl_coefficient * penalty
     return PolicyLoss(losses, token.ratio_M, token.clipped_low, token.clipped_high, metrics)

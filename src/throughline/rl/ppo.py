@@ -7,7 +7,7 @@
 Where GRPO compares an answer with its siblings, PPO compares each token with what the value network expected before it
 (generalized advantage estimation). It learns from prompts whose answers all earn the same, and pays for it with a
 second model: its memory, its forward and its backward pass. Policy and value network share no weights and one
-optimizer. Not covered: rewards in the middle of an answer, values of truncated answers beyond their end.
+optimizer. Not covered: graders' rewards in the middle of an answer, values of truncated answers beyond their end.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from throughline.model.heads import ScoreModel
 from throughline.model.language_model import LanguageModel
 from throughline.rl.examples import map_examples, with_extra
 from throughline.rl.explain import StepFacts, explain_values
+from throughline.rl.kl_reward import token_charges
 from throughline.rl.losses import gae, value_loss
 from throughline.rl.ppo_config import PPOConfig
 from throughline.rl.rollout import RolloutSource, Trainable
@@ -63,18 +64,26 @@ def whiten(values_M: Tensor) -> Tensor:
 
 
 def with_values(
-    examples: Sequence[Example], rewards: Sequence[float], values: Sequence[Sequence[float]], config: PPOConfig
+    examples: Sequence[Example],
+    rewards: Sequence[float],
+    values: Sequence[Sequence[float]],
+    config: PPOConfig,
+    charges: Sequence[Sequence[float]] | None = None,
 ) -> list[Example]:
     """The examples with extras "advantages", "returns" and "old_values" from the values before each of their ids.
 
-    An answer's only reward comes with the last token the policy chose; nothing is expected after it.
+    An answer's reward comes with the last token the policy chose; nothing is expected after it. `charges` is what each
+    id costs (the KL, where it counts in the reward).
     """
     chosen = [[n for n, weight in enumerate(example.weights) if weight] for example in examples]
     owners = torch.tensor([number for number, places in enumerate(chosen) for _ in places])
     before = torch.tensor([row[n] for row, places in zip(values, chosen, strict=True) for n in places]).double()
     earned = torch.zeros_like(before)
+    if charges is not None:
+        costs = [row[n] for row, places in zip(charges, chosen, strict=True) for n in places]
+        earned -= torch.tensor(costs).double()
     ends = torch.tensor([len(places) for places in chosen]).cumsum(0) - 1
-    earned[ends] = torch.tensor(list(rewards)).double()
+    earned[ends] += torch.tensor(list(rewards)).double()
     advantages, returns = gae(earned, before, owners, config.discount, config.trace)
     if config.whiten:
         advantages = whiten(advantages)
@@ -98,6 +107,8 @@ def spread(length: int, places: Sequence[int], values: Sequence[float]) -> list[
 class PPORolloutSource(RolloutSource):
     """Rollouts whose tokens carry advantages against the value network. Every graded answer is trained on."""
 
+    compares = False
+
     def __init__(self, model: ActorCritic, ppo: PPOConfig, *arguments: Any, **options: Any) -> None:
         """What follows `ppo` is `RolloutSource`'s; its sampler draws from `model.policy`."""
         super().__init__(*arguments, **options)
@@ -113,7 +124,10 @@ class PPORolloutSource(RolloutSource):
         values = value_examples(self.model.value, examples, self.row_length, self.rows_per_batch)
         graded = [reward for reward in rewards if reward is not None]
         assert len(graded) == len(examples), "a sample that could not be graded has no example"
-        examples = with_values(examples, graded, values, self.ppo)
+        charges = None
+        if self.config.kl_coefficient and self.config.kl_in == "reward":
+            charges = [token_charges(example, self.config.kl_coefficient) for example in examples]
+        examples = with_values(examples, graded, values, self.ppo, charges)
         self.explained = explained_variance(examples, values)
         return [replace(item, example=example) for item, example in zip(items, examples, strict=True)]
 

@@ -27,6 +27,7 @@ from throughline.rl.examples import build_examples, group_examples, score_exampl
 from throughline.rl.explain import StepFacts, describe, explain
 from throughline.rl.group import Group, row_of
 from throughline.rl.guards import Listener
+from throughline.rl.kl_reward import charge
 from throughline.rl.mismatch import Mismatch, compare_examples, measure_mismatch
 from throughline.rl.overlap import Drawer, Pipeline
 from throughline.rl.rollout_config import RolloutConfig
@@ -71,6 +72,9 @@ class Trainable:
 
 class RolloutSource:
     """Micro-batches of each step, sampled from the model being trained."""
+
+    compares = True
+    """Whether a sample's advantage depends on its siblings' rewards."""
 
     def __init__(
         self,
@@ -142,7 +146,7 @@ class RolloutSource:
             self.engine.load(policy_weights(self.trainer, self.engine.model), step)
         rollout = self.pipeline.take(number, step)
         write_jsonl(self.record / f"{number:06d}.jsonl", (row_of(number, group) for group in rollout.groups))
-        items = self._score(rollout, self._trainable(rollout))
+        items = self._charged(rollout, self._score(rollout, self._trainable(rollout)))
         self.facts = StepFacts.of_rollout(rollout)
         if self._measured is not None:
             self.facts = replace(self.facts, mismatch=self._measured.kl, mismatch_max=self._measured.largest)
@@ -151,13 +155,41 @@ class RolloutSource:
         self._parts = [[item for item in items if places[item.group] % updates == part] for part in range(updates)]
         self._number = number
 
+    @property
+    def _charges(self) -> bool:
+        """Whether siblings are compared by rewards that the KL was taken from."""
+        return self.compares and self.config.kl_in == "reward" and self.config.kl_coefficient > 0
+
     def _trainable(self, rollout: Rollout) -> list[Trainable]:
-        """The samples of the kept groups that a loss may see."""
+        """The samples of the kept groups that a loss may see, and those that other samples' advantages depend on."""
+        config, places = self.config, list(rollout.kept)
+        if self._charges:
+            config = config.model_copy(update={"mask_truncated": False})
+            if config.scale_rewards == "batch":
+                places = list(range(len(rollout.groups)))
         return [
             Trainable(rollout.groups[place].task.id, place, sample, example)
-            for place in rollout.kept
-            for sample, example in group_examples(rollout.groups[place], self.config)
+            for place in places
+            for sample, example in group_examples(rollout.groups[place], config)
         ]
+
+    def _charged(self, rollout: Rollout, items: list[Trainable]) -> list[Trainable]:
+        """The samples that the loss may see, their advantages less the KL where it counts there."""
+        if not self._charges:
+            return items
+        config = self.config
+        rewards = [group.rewards for group in rollout.groups]
+        found = charge(rewards, {(item.group, item.sample): item.example for item in items}, config)
+        kept = set(rollout.kept)
+        return [
+            replace(item, example=found[item.group, item.sample])
+            for item in items
+            if item.group in kept and not (config.mask_truncated and self._truncated(rollout, item))
+        ]
+
+    @staticmethod
+    def _truncated(rollout: Rollout, item: Trainable) -> bool:
+        return rollout.groups[item.group].completions[item.sample].finish == "length"
 
     def _score(self, rollout: Rollout, items: list[Trainable]) -> list[Trainable]:
         """The samples with the log-probs that the losses ask for beside the sampler's."""
