@@ -227,6 +227,8 @@ def test_a_failing_stage_keeps_its_traceback_and_a_mistake_has_none(command, fak
         "pending",
         "pending",
     ]
+    for words in (("status",), ("why", "trim")):
+        assert "TypeError: " in command(*words, "--dir", run_dir)[1]
 
 
 @pytest.mark.parametrize(

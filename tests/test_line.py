@@ -210,6 +210,7 @@ def test_a_failure_is_recorded_and_the_next_run_goes_on_where_it_stopped(tmp_pat
         run(tmp_path)
     assert CALLS == ["numbers", "trim", "walk"]
     assert states(tmp_path) == {"numbers": "done", "trim": "done", "walk": "failed", "total": "pending"}
+    assert why(tmp_path, "walk").error == "Broken: in the middle"
     assert not (tmp_path / "lease.json").exists()
     assert plan_line(recipe(), tmp_path, line=NUMBERS_LINE)[2:] == [
         {"name": "walk", "action": "run", "why": "an earlier attempt did not finish"},
@@ -221,6 +222,7 @@ def test_a_failure_is_recorded_and_the_next_run_goes_on_where_it_stopped(tmp_pat
     assert read_json(walked / "log" / "began.json") == 9  # Saved every three steps, broken at the twelfth.
     assert [row["step"] for row in files.read_jsonl(walked / "log" / "metrics.jsonl")] == list(range(20))
     assert why(tmp_path, "walk").why == "an earlier attempt did not finish"
+    assert not why(tmp_path, "walk").error
 
 
 def test_a_stage_that_never_wrote_anything_is_recorded_as_failed_too(tmp_path):
@@ -271,6 +273,7 @@ def test_a_disk_that_fills_up_in_a_stage_is_one_paragraph_and_nothing_is_lost(tm
     text = str(caught.value)
     assert "\n" not in text and "walk" in text and "free some space and run the same command again" in text
     assert states(tmp_path)["walk"] == "failed"
+    assert why(tmp_path, "walk").error == text
     assert Store(tmp_path).verify() == [] and len(Store(tmp_path).artifacts()) == 2
     assert run(tmp_path) == ["walk", "total"]
     assert digests(tmp_path) == reference
@@ -372,7 +375,7 @@ def test_a_second_process_is_refused_and_signals_stop_the_first_in_order(tmp_pat
     assert process.returncode == 130
     assert re.search(r"^throughline: stopped; run the same command again to go on$", err, re.MULTILINE)
     assert "Traceback" not in err and out == ""
-    assert states(run_dir)["walk"] == "failed"
+    assert states(run_dir)["walk"] == "interrupted"
     assert not (run_dir / "lease.json").exists()
     assert run(run_dir) == ["walk", "total"]
     assert digests(run_dir) == reference

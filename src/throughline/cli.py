@@ -109,6 +109,9 @@ def status(directory: RunDirOption = DEFAULT_RUN, as_json: JsonOption = False) -
         for row in rows
     ]
     _table(["room", "stage", "state", "seconds", "digest"], cells)
+    for row in rows:
+        if row.error:
+            print(f"{row.name}: {row.error}")
 
 
 @app.command()
@@ -118,6 +121,8 @@ def why(stage: str, directory: RunDirOption = DEFAULT_RUN) -> None:
 
     row = read_why(directory, stage)
     print(f"{row.name} ({row.state}): {row.why or 'it has not run yet'}")
+    if row.error:
+        print(row.error)
 
 
 @app.command()

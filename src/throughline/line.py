@@ -57,6 +57,8 @@ class StageStatus:
     """Artifact directory relative to the run directory."""
     why: str = ""
     """Why it ran when it last ran."""
+    error: str = ""
+    """What it failed with, if it did."""
 
 
 def seed_of(recipe_seed: int, stage: str) -> int:
@@ -85,7 +87,14 @@ class Board:
         self.rows = {spec.name: StageStatus(spec.name, spec.room, ROOMS[spec.room], "pending") for spec in line}
         self.reasons = {name: row.get("why", "") for name, row in before.items()}
 
-    def set(self, spec: StageSpec, state: str, why: str | None = None, artifact: Artifact | None = None) -> None:
+    def set(
+        self,
+        spec: StageSpec,
+        state: str,
+        why: str | None = None,
+        artifact: Artifact | None = None,
+        error: BaseException | None = None,
+    ) -> None:
         """Record a node's state. Without `why` the reason it last ran for stays."""
         if why is not None:
             self.reasons[spec.name] = why
@@ -97,6 +106,8 @@ class Board:
                 "digest": artifact.digest,
                 "path": artifact.path.relative_to(self.file.parent).as_posix(),
             }
+        if error is not None:
+            details["error"] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         row = StageStatus(spec.name, spec.room, ROOMS[spec.room], state, why=self.reasons.get(spec.name, ""), **details)
         if row != self.rows[spec.name]:
             self.rows[spec.name] = row
@@ -192,8 +203,11 @@ def _run_stage(
             spec.load()(recipe.section(spec.recipe_section), inputs, context)
             runtime = {"threads": threads, "device": recipe.compute.device}
             artifact = store.commit(attempt, spec.kind, context.metrics.values, runtime)
-    except BaseException:
-        board.set(spec, "failed", why)
+    except KeyboardInterrupt:
+        board.set(spec, "interrupted", why)
+        raise
+    except BaseException as error:
+        board.set(spec, "failed", why, error=error)
         raise
     say(f"    {artifact.meta['seconds']:.1f} s, {artifact.digest[:12]}")
     return artifact

@@ -92,7 +92,7 @@ def test_a_failed_stage_is_named_and_keeps_its_curve(tmp_path):
         run_line(recipe(), tmp_path, line=line)
     report = build_report(tmp_path)
     assert report["run"]["state"] == "failed"
-    assert "grpo" in report["sentence"]
+    assert "grpo: RuntimeError: out of luck" in report["sentence"]
     assert report["curves"]["grpo"]["finished"] is False
     assert report["curves"]["grpo"]["steps"] == [0, 1, 2, 3]
     assert report["curves"]["grpo"]["series"]["loss"] == [5.0, 4.75, 4.5, None]

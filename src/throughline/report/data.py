@@ -101,6 +101,7 @@ def stages(run: Run) -> list[dict[str, Any]]:
                 "identity": status.identity,
                 "path": status.path,
                 "why": status.why,
+                "error": status.error,
                 "kind": meta.get("kind"),
                 "seed": meta.get("seed"),
                 "version": meta.get("version"),

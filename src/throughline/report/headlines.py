@@ -61,7 +61,8 @@ def sentence(report: Mapping[str, Any]) -> str:
     run, release = report["run"], report["release"]
     troubled = [row["name"] for row in report["stages"] if row["state"] in ("failed", "interrupted", "running")]
     if run["state"] == "failed":
-        return f"The run stopped at {_and(troubled)}; {run['done']} of {run['total']} stages are done."
+        errors = "".join(f" {row['name']}: {row['error']}" for row in report["stages"] if row["error"])
+        return f"The run stopped at {_and(troubled)}; {run['done']} of {run['total']} stages are done.{errors}"
     if run["state"] == "interrupted":
         return (
             f"The run was cut short during {_and(troubled)}; {run['done']} of {run['total']} stages are done and the "
