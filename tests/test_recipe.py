@@ -114,6 +114,13 @@ def test_bad_yaml_is_refused_with_its_line(tmp_path, text, line):
     assert "\n" not in str(caught.value)
 
 
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
+    with pytest.raises(UserError, match=r"mine.yaml, line 4, column 3: the key 'steps' is given twice"):
+        load(tmp_path, "name: x\ngrpo:\n  steps: 3\n  steps: 4\n")
+    with pytest.raises(UserError, match="gives a key twice"):
+        load_recipe(Path("recipes/smoke.yaml"), ["grpo={steps: 1, steps: 2}"])
+
+
 def test_what_is_no_recipe_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="no recipe .*absent.yaml"):
         load_recipe(tmp_path / "absent.yaml")

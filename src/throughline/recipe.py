@@ -63,10 +63,23 @@ def find_recipe(name: str) -> Path:
     raise UserError(f"There is no recipe {name}", f"give a path to a YAML file, or one of: {', '.join(known)}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, of which YAML readers silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name != "<<" and name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is given twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
     """Read and check a recipe. `overrides` are `key=value` with dotted keys and YAML values."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except FileNotFoundError as error:
         raise UserError(f"There is no recipe {path}", "check the path") from error
     except IsADirectoryError as error:
@@ -76,7 +89,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), seed: int | None = No
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not YAML ({getattr(error, 'problem', error)})", "mend that line") from error
+        problem = getattr(error, "problem", None) or str(error)
+        what = problem if isinstance(error, yaml.constructor.ConstructorError) else f"not YAML ({problem})"
+        raise UserError(f"{path}{where}: {what}", "mend that line") from error
     if not isinstance(raw, dict):
         raise UserError(
             f"{path} holds {type(raw).__name__} instead of keys and values", "start from recipes/laptop.yaml"
@@ -132,9 +147,11 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise UserError(f"--set {override}: not of the form key=value", "write for example --set grpo.steps=50")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML", "quote it, or write a plain number") from error
+        raise UserError(
+            f"--set {override}: the value is not YAML, or gives a key twice", "quote it, or write a plain number"
+        ) from error
     *parents, last = key.strip().split(".")
     at: Any = raw
     for parent in parents:

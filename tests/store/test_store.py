@@ -1,6 +1,7 @@
 """The store survives death and failing disks at every change it makes."""
 
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -12,6 +13,7 @@ import pytest
 
 from tests.faults import every_fault
 from throughline.base.errors import UserError
+from throughline.base.files import write_atomic
 from throughline.store.artifact import MANIFEST, content_digest
 from throughline.store.store import Store
 from throughline.store.why import Making, explain
@@ -129,6 +131,29 @@ def test_a_fault_while_sweeping_loses_no_artifact_and_no_unfinished_attempt(tmp_
         assert [item.name for item in (tmp_path / str(k) / "work").iterdir()] == [store.workplace(other).name]
         assert (store.begin(other).state / "step").read_text() == "5"
     assert count >= 5
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
+    """The writer is killed by `os._exit` in the middle of each file."""
+    store = Store(tmp_path)
+    attempt = store.begin(MAKING)
+    work(attempt)
+    for path in (attempt.state / "step", attempt.out / "log" / "curve.json", tmp_path / "run.json"):
+        child = os.fork()
+        if not child:
+            write_atomic(path, lambda file: os._exit(9))
+        assert os.waitpid(child, 0)[1]
+    (tmp_path / ".notes").write_text("mine")
+    halves = sorted(tmp_path.rglob("*.partial"))
+    assert len(halves) == 3
+    store.sweep()
+    assert sorted(tmp_path.rglob("*.partial")) == [path for path in halves if path.parent == tmp_path], (
+        "a report or a service may be writing beside the attempts"
+    )
+    os.utime(next(tmp_path.glob(".*.partial")), (0, 0))
+    store.sweep()
+    assert not list(tmp_path.rglob("*.partial"))
+    assert (attempt.state / "step").read_text() == "5" and (tmp_path / ".notes").exists()
 
 
 @pytest.mark.parametrize("kind", ["death", "error"])

@@ -16,6 +16,9 @@ from typing import IO, Any
 
 from throughline.base.errors import UserError
 
+PARTIAL = ".partial"
+"""How the names of files end that are still being written; a killed writer leaves one."""
+
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """Create or replace `path` with what `write` puts into the binary handle it is given.
@@ -23,7 +26,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     Raises `UserError` when the disk is full; the old file is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)

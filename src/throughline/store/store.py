@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from throughline.base.errors import UserError
-from throughline.base.files import read_json, to_json, write_json
+from throughline.base.files import PARTIAL, read_json, to_json, write_json
 from throughline.store.artifact import MANIFEST, VOLATILE, Artifact, content_digest, content_files
 from throughline.store.why import Change, Making, compare
 
@@ -55,6 +55,10 @@ class Attempt:
     def beat(self) -> None:
         """Note the time spent, so that a killed attempt's share is not forgotten."""
         write_json(self.path / "seconds.json", round(self.seconds, 2))
+
+
+LEFT = 3600.0
+"""Age in seconds from which a half-written file has no writer any more."""
 
 
 class Store:
@@ -122,7 +126,16 @@ class Store:
         return Artifact.load(target)
 
     def sweep(self) -> None:
-        """Remove attempts whose artifact exists: a crash right after the rename leaves them."""
+        """Remove what crashes leave: attempts whose artifact exists, and files that were never written to the end.
+
+        Only who holds the lease may. Beside the attempts others write, too (a report, a service), so there a file must
+        have lain for `LEFT` seconds.
+        """
+        for partial in (self.root / "work").rglob(f".*{PARTIAL}"):
+            partial.unlink()
+        for partial in self.root.glob(f".*{PARTIAL}"):
+            if time.time() - partial.stat().st_mtime > LEFT:
+                partial.unlink()
         for work in sorted((self.root / "work").glob("*")):
             stage, _, identity = work.name.rpartition("-")
             if (self.root / "store" / stage / identity / MANIFEST).exists():
