@@ -683,8 +683,8 @@ def rloo_rows(world: World) -> Iterator[Row]:
     noisy = sampler_logprobs(world)
     flat = [(p, n) for p in range(PROMPTS) for n in range(GROUP)]
     for name, beta in [("leave-one-out", 0.0), ("KL in the reward", 0.05)]:
-        config = PolicyGradientConfig.preset(
-            "rloo", group_size=GROUP, prompts_per_step=PROMPTS, max_new_tokens=LONGEST, kl_coefficient=beta
+        config = PolicyGradientConfig(
+            preset="rloo", group_size=GROUP, prompts_per_step=PROMPTS, max_new_tokens=LONGEST, kl_coefficient=beta
         )
         found = batch_advantages(world.rewards, config.scale_rewards, baseline=config.baseline)
         advantages = [[0.0 if value is None else value for value in row] for row in found]

@@ -19,7 +19,7 @@ LOGITS = torch.tensor([0.3, -0.8, 1.1, 0.0, -0.4], dtype=torch.float64)
 REFERENCE = torch.tensor([-0.2, 0.5, 0.7, 0.1, -1.0], dtype=torch.float64).log_softmax(-1)
 PAYS = torch.tensor([0.0, 1.0, 0.3, -0.5, 0.8], dtype=torch.float64)
 BETA = 0.4
-RLOO = PolicyGradientConfig.preset("rloo", kl_coefficient=BETA, group_size=3)
+RLOO = PolicyGradientConfig(preset="rloo", kl_coefficient=BETA, group_size=3)
 
 
 def word(token, old, reference):

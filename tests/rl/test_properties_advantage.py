@@ -1,6 +1,7 @@
 """Advantages: nothing out of nothing, baselines and deviations against textbook arithmetic."""
 
 import statistics
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from throughline.base.errors import UserError
+from throughline.commands.run import Request, settings_of
+from throughline.recipe import parse_recipe
 from throughline.rl.advantage import batch_advantages, group_advantages
 from throughline.rl.config import PRESETS, PolicyGradientConfig
 
@@ -82,14 +85,28 @@ def test_rewards_must_be_numbers(scale, value):
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_are_settings_that_hold_together(name):
-    config = PolicyGradientConfig.preset(name, prompts_per_step=3)
+    config = PolicyGradientConfig(preset=name, prompts_per_step=3)
     assert config.prompts_per_step == 3
     assert all(getattr(config, key) == value for key, value in PRESETS[name].items())
+    changed = PolicyGradientConfig(preset=name, clip_high=7.5)
+    assert changed.clip_high == 7.5
+    assert all(getattr(changed, key) == value for key, value in PRESETS[name].items() if key != "clip_high")
+    assert PolicyGradientConfig(**config.model_dump()) == config
+
+
+def test_a_recipe_and_a_command_name_a_preset():
+    recipe = parse_recipe({"grpo": {"preset": "dr_grpo", "normalizer": "token"}}, "mine.yaml", "mine")
+    grpo = recipe.section("grpo")
+    assert (grpo.scale_rewards, grpo.normalizer, grpo.drop_zero_signal) == ("none", "token", False)
+    sections = settings_of(
+        Request("grpo", Path("m"), Path("d"), Path("o"), overrides=["preset=rloo", "kl_coefficient=0.05"])
+    )
+    assert sections["grpo"].baseline == "leave_one_out" and sections["grpo"].kl_in == "reward"
 
 
 def test_there_is_no_other_preset():
-    with pytest.raises(UserError, match="dr_grpo"):
-        PolicyGradientConfig.preset("grop")
+    with pytest.raises(UserError, match=r"mine.yaml: grpo.preset: .*'dr_grpo'.*given 'grop'"):
+        parse_recipe({"grpo": {"preset": "grop"}}, "mine.yaml", "mine")
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def gradient_of(model, total):
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_on_policy_every_algorithm_is_reinforce_with_its_own_weights(name):
     """Ratio 1 everywhere: nothing is clipped, and the gradient is -A grad log p, summed per sample where it is RLOO."""
-    config = PolicyGradientConfig.preset(name, kl_coefficient=0.0)
+    config = PolicyGradientConfig(preset=name, kl_coefficient=0.0)
     model = tiny_model(40)
     batch = packed(model, config)
     total, normalizer, metrics = GRPO.from_config(config).loss(model, batch)

@@ -46,7 +46,7 @@ def split(examples, size):
 
 
 CONFIGS = {
-    **{name: PolicyGradientConfig.preset(name) for name in PRESETS},
+    **{name: PolicyGradientConfig(preset=name) for name in PRESETS},
     "token": PolicyGradientConfig(),
     "sequence": PolicyGradientConfig(normalizer="sequence"),
     "constant": PolicyGradientConfig(normalizer="constant"),

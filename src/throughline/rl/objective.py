@@ -81,7 +81,7 @@ class GRPO:
 
 def _preset(name: str) -> Callable[..., GRPO]:
     def make(**changes: Any) -> GRPO:
-        return GRPO.from_config(PolicyGradientConfig.preset(name, **changes))
+        return GRPO.from_config(PolicyGradientConfig.model_validate({"preset": name, **changes}))
 
     return make
 
