@@ -5,7 +5,7 @@
 
 The same random weights, prompts, temperature 1 without top-k and top-p, stop ids and token limit on all sides. Several
 ids of the vocabulary stop a row, so lengths are about geometric, many short and few long, as answers are; only tokens
-up to and including the stop count. Each run is a process of its own that warms up first. Each peer may take all rows at
+up to and including the stop count. Each run is a process of its own that warms up first. Each side may take all rows at
 once or a part at a time; each way is tried once before, and the fastest one is repeated. `ratio` is our tokens per
 second over the faster peer's; `generate` and `continuous` are the ratios to each. The engine also returns log-probs,
 which the peers are not asked for. `held_bytes` is what sampling adds to resident memory at its peak. Writes
@@ -167,9 +167,9 @@ def compare(size: str, settings: dict[str, Any], threads: int, directory: Path) 
         )
         return result
 
-    chosen = {"ours": settings["rows"]}
+    chosen = {}
     ways = sorted({settings["rows"], everything})
-    for side in SIDES[1:]:
+    for side in SIDES:
         speeds = {rows: rate(run(side, 100, rows)) for rows in ways} if len(ways) > 1 else {ways[0]: 0.0}
         chosen[side] = max(speeds, key=lambda rows: speeds[rows])
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
