@@ -106,6 +106,7 @@ def main() -> None:
         **{key: first[key] for key in ("ratio", "low", "high", "n")},
         "sizes": rows,
         "threads": arguments.threads,
+        "settings": {"sizes": QUICK if arguments.quick else FULL, "compared": COMPARED},
         "versions": common.versions(),
     }
     common.finish("training_ways", result, arguments)

@@ -3,8 +3,8 @@
     for gradients, normalizer, metrics in in_order(model, objective, batches, precision, threads=2): ...
 
 Operations of a small model are too short to be divided: at a million parameters two threads that share every operation
-use a core and a half, two that take a micro-batch each use both, and a step takes two thirds of the time; at 20 million
-five sixths (packed rows of 512 ids). Each micro-batch is computed by one thread and results come in their order, so
+use a core and a half, two that take a micro-batch each use both, and a step takes three quarters of the time; at 20
+million 14 to 19 twentieths, as busy as the machine is (packed rows of 512 ids). Each micro-batch is computed by one thread and results come in their order, so
 what is summed does not depend on how many threads there are. As many micro-batches as threads are held at once. Not
 covered: other devices than the CPU, where operations are wide enough.
 """
