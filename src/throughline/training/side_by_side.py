@@ -5,9 +5,9 @@
 Operations of a small model are too short to be divided: at a million parameters two threads that share every operation
 use a core and a half, two that take a micro-batch each use both, and a step takes three quarters of the time; at 20
 million three quarters to nineteen twentieths, the less the busier the machine (packed rows of 512 ids). Each
-micro-batch is computed by one thread and results come in their order, so what is summed does not depend on how many threads there
-are. As many micro-batches as threads are held at once. Not covered: other devices than the CPU, where operations are
-wide enough.
+micro-batch is computed by one thread and results come in their order, so what is summed does not depend on how many
+threads there are. As many micro-batches as threads are held at once. Not covered: other devices than the CPU, where
+operations are wide enough.
 """
 
 from __future__ import annotations
