@@ -13,6 +13,7 @@ machines, garbage collection.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -134,8 +135,10 @@ class Store:
         for partial in (self.root / "work").rglob(f".*{PARTIAL}"):
             partial.unlink()
         for partial in self.root.glob(f".*{PARTIAL}"):
-            if time.time() - partial.stat().st_mtime > LEFT:
-                partial.unlink()
+            # Its writer may be done with it by now.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - partial.stat().st_mtime > LEFT:
+                    partial.unlink()
         for work in sorted((self.root / "work").glob("*")):
             stage, _, identity = work.name.rpartition("-")
             if (self.root / "store" / stage / identity / MANIFEST).exists():
