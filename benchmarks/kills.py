@@ -7,8 +7,8 @@ Each command trains a small model of random weights. It is started, killed with 
 again in the same way, at most `EACH` times before it is left to end; then the next run begins in an empty directory,
 until the kills are used up. A run passes when the artifact's digest, which covers the final weights and GRPO's rollouts
 but not the log, equals that of the run left alone, and the store finds nothing damaged. `resumed` counts the kills that
-left a saved state to go on from. Writes `benchmarks/results/kills.json`. Not covered: machines that lose power (no fsync
-is skipped, but none is tested here), and the stages of a recipe (`tests/test_crash.py`).
+left a saved state to go on from. Writes `benchmarks/results/kills.json`. Not covered: machines that lose power (no
+fsync is skipped, but none is tested here), and the stages of a recipe (`tests/test_crash.py`).
 """
 
 from __future__ import annotations
