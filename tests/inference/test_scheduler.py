@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from tests.support_model import tiny_model, tiny_tokenizer
 from throughline.base.errors import UserError
+from throughline.inference.compiled_step import CompiledStep
 from throughline.inference.engine import Request, Sampling, TorchEngine
 from throughline.inference.scheduler import Scheduler
-from throughline.inference.slots import SEGMENT
 
 STOPS = tuple(range(10, 70))
 
@@ -78,20 +78,22 @@ def test_a_free_slot_is_taken_in_the_next_step_and_the_batch_shrinks_at_the_end(
 def test_each_prompt_is_computed_once_for_its_samples(model, tokenizer, monkeypatch):
     engine = TorchEngine(model, tokenizer, 4)
     computed = []
-    real = engine.prefill
-    monkeypatch.setattr(engine, "prefill", lambda prompts: computed.extend(map(tuple, prompts)) or real(prompts))
+    real = CompiledStep.prefill
+    monkeypatch.setattr(
+        CompiledStep, "prefill", lambda step, prompts: computed.extend(map(tuple, prompts)) or real(step, prompts)
+    )
     prompts = [[20 + i, 40, 60] for i in range(5)]
     engine.generate(prompts, Sampling(10, n=6))
     assert sorted(computed) == sorted(map(tuple, prompts))
 
 
-def test_more_rows_than_a_segment_keep_their_rows_apart(model, tokenizer):
-    size = 2 * SEGMENT + 5
-    prompts = [[20 + i % 200, 30 + i % 7] * (1 + i % 9) for i in range(3 * SEGMENT)]
-    sampling = Sampling(40, n=1, stop_token_ids=tuple(range(10, 30)))
-    together = TorchEngine(model, tokenizer, size).generate(prompts, sampling)
-    few = TorchEngine(model, tokenizer, 8).generate(prompts, sampling)
-    assert [group[0].token_ids for group in together] == [group[0].token_ids for group in few]
+def test_what_a_row_samples_is_the_same_bits_in_any_batch(model, tokenizer):
+    prompts = [[20 + i % 200, 30 + i % 7] * (1 + i % 9) for i in range(96)]
+    sampling = Sampling(40, n=2, stop_token_ids=tuple(range(10, 30)))
+    together = TorchEngine(model, tokenizer, 69).generate(prompts, sampling)
+    assert TorchEngine(model, tokenizer, 8).generate(prompts, sampling) == together
+    for number in (0, 50):
+        assert TorchEngine(model, tokenizer, 1).generate([prompts[number]], sampling, [number])[0] == together[number]
 
 
 def test_the_room_of_a_row_depends_on_its_own_prompt_only(model, tokenizer):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 def arm(moment):
     """Die at the `moment`-th of the moments of this process."""
-    from throughline.inference.engine import TorchEngine
+    from throughline.inference.scheduler import Scheduler
     from throughline.rl.sampler import Sampler
     from throughline.training import loop
 
@@ -42,7 +42,7 @@ def arm(moment):
         (os, "replace"),
         (loop, "accumulate"),
         (Sampler, "sample"),
-        (TorchEngine, "prefill"),
+        (Scheduler, "_prefill"),
     ):
         around(target, name)
 

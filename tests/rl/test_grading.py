@@ -69,7 +69,7 @@ def test_answers_are_graded_while_others_are_sampled(tokenizer):
     config = CONFIG.model_copy(update={"prompts_per_step": 8, "max_new_tokens": 40, "temperature": 2.0})
     with Slow(0.01) as graders:
         sampler = make_sampler(tokenizer, graders, config=config)
-        sampler.engine.batch_size = 8
+        sampler.engine.batch_size = 2
         rollout, _ = sampler.sample(0, 0, Memory())
         ended = time.monotonic()
         assert sum(count for _, _, count in graders.asked) == 32

@@ -1,34 +1,41 @@
-"""One decoding step: the next scores of all running rows.
+"""One decoding step: the next scores of all running rows; and prompts, computed before their first step.
 
-`decode_step(model, slots)` picks the form: `CompactStep` (see `inference.compact_step`) for a plain decoder in single
-precision on the CPU, `RecordedStep` (see `inference.recorded_step`) on CUDA, `ModelStep` for everything else.
-`torch.compile` does not pay on the CPU: at a million parameters and 8 rows a compiled `forward` took 3.3 ms, the plain
-one 3.9 and `CompactStep` 1.7; at 128 rows it was no faster than the plain one, after 24 s of compiling for each shape.
-At a million parameters an operation takes some tens of microseconds, and waking a second thread for it takes as long:
-on two cores, a step of 128 rows took 17 ms with two threads and 11 ms with one, which `step_threads` therefore asks
-for. Two halves of one step on a thread each, waiting for each other, were a quarter slower than one thread; batches
-that do not wait for each other gain (`inference.lanes`). Not covered: prefilling.
+`decode_step(model, rows, team)` picks the form: `CompiledStep` (see `inference.compiled_step`) for a plain decoder in
+single precision on the CPU, `RecordedStep` (see `inference.recorded_step`) on CUDA, `ModelStep` for everything else.
+At a million parameters an operation of torch takes some tens of microseconds, and waking a second thread for it takes
+as long, so `step_threads` asks for one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from throughline.inference.product import can_block
+from throughline.compute.team import Team
 from throughline.inference.slots import Slots, front
+from throughline.model.cache import KeyValueCache
 from throughline.model.decoder import Decoder
 from throughline.model.language_model import LanguageModel
 
 SMALL = 8_000_000
-"""Parameters below which operations are too short to be divided among threads, or to gain by blocked weights."""
+"""Parameters below which torch's operations are too short to be divided among threads."""
+CHANNELS = 8
+"""Channels of a head that `CompiledStep` computes at once."""
 
 
 class DecodeStep(Protocol):
-    """A step over the running rows of `slots`: tokens in, scores out into `slots.logits`, keys and values written."""
+    """A model as the scheduler uses it."""
 
-    def __call__(self, slots: Slots) -> None: ...
+    def __call__(self, slots: Slots) -> None:
+        """A step over the running rows: tokens in, scores out into `slots.logits`, keys and values written."""
+        ...
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[KeyValueCache, Tensor]:
+        """Keys and values of `prompts`, a row each, and the scores (B, V) of what follows each."""
+        ...
 
 
 class ModelStep:
@@ -38,7 +45,8 @@ class ModelStep:
         self.model = model
 
     def __call__(self, slots: Slots) -> None:
-        rows, length = slots.computed, slots.attended(0, slots.running)
+        """See `DecodeStep`."""
+        rows, length = slots.computed, slots.attended
         slots.reserve(length)
         device = self.model.device
         tokens = torch.from_numpy(slots.tokens[:rows]).to(device)[:, None]
@@ -47,31 +55,46 @@ class ModelStep:
         hidden = self.model(tokens, positions_BT=where, mask=mask, cache=front(slots.cache, rows, length))
         slots.logits[:rows] = self.model.logits(hidden[:, 0])
 
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[KeyValueCache, Tensor]:
+        """See `DecodeStep`."""
+        model, device = self.model, self.model.device
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        longest = int(lengths.max())
+        padded = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            padded[row, : len(prompt)] = torch.tensor(list(prompt))
+        cache = model.new_cache(len(prompts), longest)
+        positions = torch.arange(longest).expand(len(prompts), longest)
+        # Padding sits on the right, where causality already hides it from every real position.
+        causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()[None, None]
+        hidden = model(padded.to(device), positions_BT=positions.to(device), mask=causal, cache=cache)
+        last = hidden[torch.arange(len(prompts)), lengths - 1]
+        return cache, model.logits(last).float()
+
 
 def is_plain(model: LanguageModel) -> bool:
-    """Whether `CompactStep` computes `model`."""
-    return model.device.type == "cpu" and type(model) is Decoder and model.output_weight.dtype == torch.float32
+    """Whether `CompiledStep` computes `model`."""
+    if not (type(model) is Decoder and model.device.type == "cpu"):
+        return False
+    single = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    return single and model.config.head_dim % CHANNELS == 0
 
 
 def step_threads(model: LanguageModel) -> int | None:
-    """Threads that a step of `model` should use; None leaves them."""
-    return 1 if small(model) and model.device.type == "cpu" else None
+    """Threads that torch's operations in a step of `model` should use; None leaves them."""
+    small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
+    return 1 if small and model.device.type == "cpu" else None
 
 
-def small(model: LanguageModel) -> bool:
-    """Whether the model's products are narrow."""
-    return sum(parameter.numel() for parameter in model.parameters()) < SMALL
-
-
-def decode_step(model: LanguageModel, slots: Slots) -> DecodeStep:
-    """The fastest step for `model` that computes the same."""
+def decode_step(model: LanguageModel, rows: int, team: Team) -> DecodeStep:
+    """The fastest step for `model` and up to `rows` rows that computes the same."""
     if model.device.type == "cuda":
         from throughline.inference.recorded_step import RecordedStep
 
         return RecordedStep(model)
     if is_plain(model):
-        from throughline.inference.compact_step import CompactStep
+        from throughline.inference.compiled_step import CompiledStep
 
         assert isinstance(model, Decoder)
-        return CompactStep(model, slots, blocked=not small(model) and can_block())
+        return CompiledStep(model, rows, team)
     return ModelStep(model)

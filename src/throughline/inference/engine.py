@@ -5,8 +5,8 @@
     for index, completion in engine.generate_stream([Request(prompt_ids, Sampling(n=8)), ...]): ...
 
 Each prompt is computed once for all its samples. `batch_size` rows run at a time; a finished one's slot is taken by the
-next at once, and the batch shrinks when none waits; rows of a small model are spread over threads. A row's randomness
-comes from its own seed, so what it samples does not depend on its neighbours. Log-probs are those of the sampled tokens
+next at once, and the batch shrinks when none waits. A row's randomness comes from its own seed, so what it samples does
+not depend on its neighbours. Log-probs are those of the sampled tokens
 at the sampling temperature, before top-k and top-p cut the tail. Any server of OpenAI's API is an engine too:
 `inference.openai_engine`. Not covered: speculative decoding, several devices.
 """
@@ -18,20 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from throughline.base.errors import UserError
 from throughline.inference.completion import Completion as Completion
 from throughline.inference.completion import Request as Request
 from throughline.inference.fingerprint import fingerprint
-from throughline.inference.lanes import completions
 from throughline.inference.sampling import Sampling as Sampling
 from throughline.inference.sampling import draw_uniforms as draw_uniforms
 from throughline.inference.sampling import kept as kept
 from throughline.inference.sampling import sample as sample
 from throughline.inference.scheduler import Scheduler
-from throughline.model.cache import KeyValueCache
 from throughline.model.checkpoint import load_model, load_tokenizer
 from throughline.model.language_model import LanguageModel
 from throughline.model.tokenizer import Tokenizer
@@ -119,9 +116,10 @@ class TorchEngine:
             self.room(prompt, sampling, f"Prompt {number}")
         # Neighbours of like length are computed together, so short prompts do not pay for long ones.
         order = sorted(range(len(prompts)), key=lambda number: (len(prompts[number]), number))
-        requests = [(number, Request(prompts[number], sampling, seeds[number])) for number in order]
+        requests = [Request(prompts[number], sampling, seeds[number]) for number in order]
         results: list[list[Completion]] = [[] for _ in prompts]
-        for number, completion in completions(self, requests, self.batch_size):
+        for place, completion in self.generate_stream(requests):
+            number = order[place]
             results[number].append(completion)
             if progress is not None and len(results[number]) == sampling.n:
                 progress(1)
@@ -164,20 +162,3 @@ class TorchEngine:
                 "shorten the prompt, or train a model with a larger max_position_embeddings",
             )
         return min(sampling.max_new_tokens, limit - len(prompt))
-
-    @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[KeyValueCache, Tensor]:
-        """Keys and values of `prompts`, a row each, and the scores (B, V) of what follows each."""
-        model, device = self.model, self.model.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        longest = int(lengths.max())
-        padded = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            padded[row, : len(prompt)] = torch.tensor(list(prompt))
-        cache = model.new_cache(len(prompts), longest)
-        positions = torch.arange(longest).expand(len(prompts), longest)
-        # Padding sits on the right, where causality already hides it from every real position.
-        causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()[None, None]
-        hidden = model(padded.to(device), positions_BT=positions.to(device), mask=causal, cache=cache)
-        last = hidden[torch.arange(len(prompts)), lengths - 1]
-        return cache, model.logits(last).float()

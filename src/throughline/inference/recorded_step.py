@@ -3,11 +3,13 @@
 Rows and positions are rounded up to a few sizes, so few graphs are recorded. The key/value cache lies still for the
 life of its slots. Weights may be changed in place between steps, never exchanged. Rows past the running ones feed
 token 0 at position 0 of slots that nobody uses. A model whose step cannot be recorded (its experts' sizes depend on
-the tokens) is computed through its `forward`. Not covered: prefilling, several devices.
+the tokens) is computed through its `forward`. Prompts go
+through `forward`. Not covered: several devices.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from throughline.inference.decode_step import ModelStep
 from throughline.inference.slots import Slots, front, rounded
+from throughline.model.cache import KeyValueCache
 from throughline.model.decoder import Decoder
 from throughline.model.language_model import LanguageModel
 
@@ -45,12 +48,17 @@ class RecordedStep:
         experts = getattr(model.config, "experts", None)
         self.records = type(model) is Decoder and experts is None
 
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[KeyValueCache, Tensor]:
+        """See `DecodeStep`."""
+        return self.plain.prefill(prompts)
+
     def __call__(self, slots: Slots) -> None:
+        """See `DecodeStep`."""
         if not self.records:
             self.plain(slots)
             return
         rows = rounded_rows(slots.running, slots.rows)
-        length = min(slots.cache.length, rounded(slots.attended(0, slots.running), POSITIONS))
+        length = min(slots.cache.length, rounded(slots.attended, POSITIONS))
         # Slots that do not run feed token 0 at position 0; what they write is overwritten when they are taken.
         recording = self.recordings.get((rows, length))
         if recording is None:

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from throughline.base.errors import UserError
+from throughline.compute.team import Team
 
+THREAD_TOKENS = 100_000
+"""Rows times vocabulary for which a thread pays in a draw."""
 BLOCK = 64
 """Tokens of the vocabulary that are summed as one before the search inside them."""
 
@@ -109,11 +112,14 @@ class Scratch:
         return self.logprobs[:rows], self.probabilities[:rows]
 
 
-def draw(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor, scratch: Scratch) -> Draw:
+def draw(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor, scratch: Scratch, team: Team | None = None) -> Draw:
     """Invert the cumulative distribution at `uniforms_B`; at temperature 0 take the likeliest token.
 
+    `team` shares the work where it is done by compiled code: in single precision on the CPU, without top-k and top-p.
     Raises `UserError` when the scores are not finite.
     """
+    if _compiles(logits_BV, sampling):
+        return _draw_compiled(logits_BV, sampling, uniforms_B, scratch, team or Team(1))
     logprobs_BV, padded = scratch.of(len(logits_BV), logits_BV.device)
     if sampling.temperature == 0:
         torch.log_softmax(logits_BV, -1, out=logprobs_BV)
@@ -134,6 +140,24 @@ def draw(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor, scratch: Scr
     chosen = logprobs_BV.gather(1, tokens[:, None])[:, 0]
     _require_finite(chosen)
     return Draw(tokens, chosen, keep, None if keep is None else total.log().float())
+
+
+def _compiles(logits_BV: Tensor, sampling: Sampling) -> bool:
+    single = logits_BV.device.type == "cpu" and logits_BV.dtype == torch.float32
+    return single and sampling.temperature > 0 and not sampling.truncates
+
+
+def _draw_compiled(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor, scratch: Scratch, team: Team) -> Draw:
+    from throughline.inference import kernels
+
+    rows, size = logits_BV.shape
+    parts = max(1, min(team.size, rows * size // THREAD_TOKENS))
+    tokens_B, logprobs_B = torch.empty(rows, dtype=torch.long), torch.empty(rows)
+    room = scratch.of(team.size, logits_BV.device)[1][:, :size].numpy()
+    arrays = (uniforms_B.numpy(), room, tokens_B.numpy(), logprobs_B.numpy())
+    team(kernels.choose, parts, logits_BV.numpy(), np.float32(sampling.temperature), *arrays)
+    _require_finite(logprobs_B)
+    return Draw(tokens_B, logprobs_B)
 
 
 def _require_finite(chosen: Tensor) -> None:

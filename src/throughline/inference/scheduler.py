@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from throughline.compute.team import Team
 from throughline.compute.threads import own_threads
 from throughline.inference.completion import Completion, Request
-from throughline.inference.decode_step import decode_step, is_plain, step_threads
+from throughline.inference.decode_step import decode_step, step_threads
 from throughline.inference.rows import Rows, Settings, new_row
 from throughline.inference.sampling import Sampling, Scratch, draw
 from throughline.inference.slots import Slots
@@ -78,6 +79,7 @@ class Scheduler:
         self.rows = Rows(0)
         self.scratch = Scratch(engine.model.config.vocab_size)
         self.threads = step_threads(engine.model)
+        self.team = Team(torch.get_num_threads())
         self.limit = 1
         """Positions of the longest row there may be."""
         self.unseated = 0
@@ -145,14 +147,14 @@ class Scheduler:
             return old
         if old is not None:
             limit, rows = max(limit, old.limit), max(rows, old.rows)
-        slots = Slots(model, rows, limit, ordered=is_plain(model))
+        slots = Slots(model, rows, limit)
         self.rows.resize(slots.rows)
         if old is not None and old.running:
             running = list(range(old.running))
             slots.seat(running, old.cache, running, old.logits)
             slots.running = old.running
             slots.at[: old.running], slots.tokens[: old.running] = old.at[: old.running], old.tokens[: old.running]
-        self.slots, self.compute = slots, decode_step(model, slots)
+        self.slots, self.compute = slots, decode_step(model, slots.rows, self.team)
         return slots
 
     def _seat(self, slots: Slots, seats: int) -> None:
@@ -200,7 +202,7 @@ class Scheduler:
                 break
             groups.append(self.waiting.popleft())
             covered += groups[-1].left
-        cache, logits = self.engine.prefill([group.request.prompt for group in groups])
+        cache, logits = self.compute.prefill([group.request.prompt for group in groups])
         self.ready.extend(_Ready(group, row, cache, logits, now) for row, group in enumerate(groups))
 
     def _sample(self, slots: Slots) -> list[tuple[int, Completion]]:
@@ -214,7 +216,7 @@ class Scheduler:
             if not isinstance(part, slice):
                 index = torch.from_numpy(part).to(logits.device)
                 logits, numbers = logits[index], numbers[index]
-            drawn = draw(logits, sampling, numbers, self.scratch)
+            drawn = draw(logits, sampling, numbers, self.scratch, self.team)
             tokens[part], logprobs[part] = drawn.tokens_B.cpu().numpy(), drawn.logprobs_B.cpu().numpy()
             if drawn.kept_BV is not None:
                 rows.keep(running, part, drawn, sampling)

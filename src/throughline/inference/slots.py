@@ -24,8 +24,6 @@ have come does not change the order in which a row's sums are made."""
 EVEN = 8
 """From so many rows on, a multiple of it is computed: matrix products are the same for every such number of rows, and
 views made for one number serve longer."""
-SEGMENT = 32
-"""Rows that attend over one number of positions."""
 AT_FIRST = 2**31
 """Bytes of address space that a cache may take at first; one that could need more grows when it does."""
 
@@ -54,14 +52,11 @@ def front(cache: KeyValueCache, rows: int, length: int) -> KeyValueCache:
 
 
 class Slots:
-    """Room for `rows` rows of up to `limit` positions.
+    """Room for `rows` rows of up to `limit` positions."""
 
-    With `ordered` the longest rows stand first, in segments, as far as `close_gaps` can see to it.
-    """
-
-    def __init__(self, model: LanguageModel, rows: int, limit: int, ordered: bool = False) -> None:
+    def __init__(self, model: LanguageModel, rows: int, limit: int) -> None:
         self.rows = rows if rows < EVEN else rounded(rows, EVEN)
-        self.limit, self.ordered = rounded(limit), ordered
+        self.limit = rounded(limit)
         if model.device.type == "cpu":
             one = model.new_cache(1, 1)
             per_position = self.rows * (one.keys.nbytes + one.values.nbytes)
@@ -82,13 +77,10 @@ class Slots:
         """Rows that a step computes: those running, and a few slots more for an even number."""
         return self.running if self.running < EVEN else rounded(self.running, EVEN)
 
-    def attended(self, start: int, end: int) -> int:
-        """Positions over which the next step of these slots must attend, rounded up."""
-        return rounded(int(self.at[start:end].max()) + 1)
-
-    def segments(self, rows: int) -> list[tuple[int, int]]:
-        """The first `rows` slots in segments: their first slots and ends."""
-        return [(start, min(start + SEGMENT, rows)) for start in range(0, rows, SEGMENT)]
+    @property
+    def attended(self) -> int:
+        """Positions over which the next step must attend, rounded up."""
+        return rounded(int(self.at[: self.running].max()) + 1)
 
     def reserve(self, length: int) -> None:
         """Make the cache at least `length` positions long."""
@@ -112,11 +104,6 @@ class Slots:
         """Close all but `seats` of `gaps`. Returns the rows' moves (from, to) in order, and the gaps left."""
         moves: list[tuple[int, int]] = []
         left = set(gaps)
-        if self.ordered and self.running > SEGMENT:
-            # A gap wanders to the last segment: the longest row of the next one takes its place, and so on.
-            for gap in sorted(gaps):
-                left.remove(gap)
-                left.add(self._wander(gap, left, moves))
         for gap in sorted(left)[seats:]:
             while self.running - 1 in left and self.running - 1 > gap:
                 self._shrink(left)
@@ -132,17 +119,6 @@ class Slots:
     def _shrink(self, left: set[int]) -> None:
         self.running -= 1
         left.remove(self.running)
-
-    def _wander(self, gap: int, others: set[int], moves: list[tuple[int, int]]) -> int:
-        """Move rows so that `gap` comes to be in the last segment; returns where it is then."""
-        for start in range((gap // SEGMENT + 1) * SEGMENT, self.running, SEGMENT):
-            source = start + int(self.at[start : min(start + SEGMENT, self.running)].argmax())
-            if source in others or not self.at[source]:
-                break
-            moves.append((source, gap))
-            self._move(source, gap)
-            gap = source
-        return gap
 
     def _move(self, source: int, target: int) -> None:
         # One row at a time: selecting several of a part of the buffer would first copy the whole part.
