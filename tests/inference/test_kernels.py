@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from throughline.base.errors import UserError
 from throughline.compute.team import Team
 from throughline.inference import kernels, sampling
-from throughline.inference.compiled_step import packed
 from throughline.inference.sampling import Sampling, Scratch, draw
 
 
@@ -33,7 +32,10 @@ def test_a_product_is_numpys_and_a_rows_bits_depend_on_nothing_else(rows, length
         numbers(3, columns),
         numbers(4, rows, columns),
     )
-    flat = torch.cat([packed(torch.from_numpy(w)), torch.from_numpy(b)]).numpy()
+    panels = np.full((-(-columns // kernels.WIDTH), length, kernels.WIDTH), np.nan, dtype=np.float32)
+    for part in range(parts):
+        kernels.pack(part, parts, w, panels)
+    flat = np.concatenate([panels.reshape(-1), b])
     place = flat.size - columns if bias else -1
 
     def computed(x, out, parts):

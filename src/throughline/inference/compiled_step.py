@@ -26,42 +26,44 @@ from throughline.model.decoder import Block, Decoder, FeedForward
 
 THREAD_WORK = 8_000_000
 """Multiplications for which a thread pays: waking it takes some 50 microseconds."""
+THREAD_WEIGHTS = 100_000
+"""Numbers of a matrix for which a thread pays in packing it."""
 CHUNK = 256
 """Tokens of prompts that are computed at once."""
-
-
-def packed(weight: Tensor) -> Tensor:
-    """A matrix (O, I) in panels (panels, I, WIDTH), flat; zeros where its rows end within a panel."""
-    columns, length = weight.shape
-    panels = -(-columns // kernels.WIDTH)
-    padded = weight.new_zeros(panels * kernels.WIDTH, length)
-    padded[:columns] = weight
-    return padded.view(panels, kernels.WIDTH, length).transpose(1, 2).reshape(-1)
 
 
 class Packing:
     """All weights of a decoder in one array, and where each begins; -1 for those it does not have."""
 
-    def __init__(self, model: Decoder) -> None:
-        self.parts: list[Tensor] = []
+    def __init__(self, model: Decoder, team: Team) -> None:
+        self.found: list[tuple[Tensor, int, bool]] = []
         self.size = 0
         rows = [self._block(block) for block in model.blocks if isinstance(block, Block)]
-        last = [self._put(model.norm.weight), self._put(packed(model.output_weight.detach()))]
+        last = [self._put(model.norm.weight), self._put(model.output_weight, matrix=True)]
         width = max(map(len, [*rows, last]))
         self.places = np.array([row + [-1] * (width - len(row)) for row in [*rows, last]], dtype=np.int64)
-        self.weights = torch.cat(self.parts).numpy()
-        self.parts = []
+        self.weights = np.empty(self.size, dtype=np.float32)
+        for tensor, at, matrix in self.found:
+            array = tensor.detach().numpy()
+            if matrix:
+                panels, length = -(-len(array) // kernels.WIDTH), array.shape[1]
+                out = self.weights[at : at + panels * length * kernels.WIDTH].reshape(panels, length, kernels.WIDTH)
+                team(kernels.pack, team.size if array.size > THREAD_WEIGHTS else 1, array, out)
+            else:
+                self.weights[at : at + array.size] = array.reshape(-1)
+        self.found = []
 
-    def _put(self, tensor: Tensor | None) -> int:
+    def _put(self, tensor: Tensor | None, matrix: bool = False) -> int:
         if tensor is None:
             return -1
         at = self.size
-        self.parts.append(tensor.detach().reshape(-1))
-        self.size += tensor.numel()
+        self.found.append((tensor, at, matrix))
+        size = tensor.numel()
+        self.size += -(-len(tensor) // kernels.WIDTH) * kernels.WIDTH * tensor.shape[1] if matrix else size
         return at
 
     def _layer(self, weight: Tensor, bias: Tensor | None) -> list[int]:
-        return [self._put(packed(weight.detach())), self._put(bias)]
+        return [self._put(weight, matrix=True), self._put(bias)]
 
     def _block(self, block: Block) -> list[int]:
         attention, feed_forward = block.attention, block.feed_forward
@@ -145,7 +147,7 @@ class CompiledStep:
         state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters)
         if state != self.state:
             self.state, model = state, self.model
-            packing = Packing(model)
+            packing = Packing(model, self.team)
             scale = np.float32(model.config.head_dim**-0.5)
             tables = (model.cos.numpy(), model.sin.numpy(), model.embedding.weight.detach().numpy())
             self.weights = (packing.weights, packing.places, np.float32(model.config.rms_norm_eps), scale, tables)

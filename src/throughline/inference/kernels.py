@@ -256,6 +256,23 @@ def exp(x):
 
 
 @compiled
+def pack(part, parts, weight, out):
+    """This part's panels of a matrix (O, I) into out (panels, I, WIDTH); zeros where its rows end within a panel."""
+    columns, length = weight.shape
+    panels = len(out)
+    for number in range(panels * part // parts, panels * (part + 1) // parts):
+        first = number * WIDTH
+        width = min(WIDTH, columns - first)
+        for start in range(0, length, WIDTH):
+            # A square at a time, so that what is read along columns stays at hand for the rows.
+            for place in range(start, min(start + WIDTH, length)):
+                for column in range(width):
+                    out[number, place, column] = weight[first + column, place]
+                for column in range(width, WIDTH):
+                    out[number, place, column] = np.float32(0.0)
+
+
+@compiled
 def panel(x, rows, length, w, out, step, add):
     """x (rows, length) times one panel (length, WIDTH) into WIDTH columns of out (rows, step); addresses."""
     row = 0
