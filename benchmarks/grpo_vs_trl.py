@@ -454,6 +454,7 @@ def compare_threshold(settings: dict[str, Any], threads: int, quick: bool) -> di
         root = Path(directory)
         torch.set_num_threads(threads)
         tasks = worlds.teach_additions(root, settings["teaching_steps"])
+        worlds.compile_sampling(root)
         job = {
             "checkpoint": directory,
             "tasks": tasks,

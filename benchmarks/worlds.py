@@ -21,6 +21,7 @@ import torch
 
 from throughline.base.files import read_json, write_json
 from throughline.corpus import tokenizer as tokenizers
+from throughline.inference.engine import Sampling, TorchEngine
 from throughline.model.checkpoint import load_tokenizer, save_checkpoint
 from throughline.model.config import ModelConfig
 from throughline.model.decoder import Decoder
@@ -137,6 +138,11 @@ def as_tasks(prompts: Sequence[str], answers: Sequence[str] | None = None) -> li
         }
         for number, prompt in enumerate(prompts)
     ]
+
+
+def compile_sampling(checkpoint: Path) -> None:
+    """Sample a token, so that what is compiled at the very first use is on disk and no side's time has it."""
+    TorchEngine.from_checkpoint(checkpoint).generate([[0]], Sampling(1))
 
 
 def teach_additions(out: Path, steps: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -135,6 +135,18 @@ def test_changed_weights_are_noticed_however_they_changed():
     same()
 
 
+def test_weights_that_do_not_count_their_changes_are_followed_too():
+    with torch.inference_mode():
+        model = tiny_model(3)
+        step = CompiledStep(model, 9, Team(1))
+        before, _ = stepped(step, model, PROMPTS, 1)
+        model.blocks[1].feed_forward.down.weight.mul_(2)
+        after, _ = stepped(step, model, PROMPTS, 1)
+        expected, _ = stepped(ModelStep(model), model, PROMPTS, 1)
+    assert not before.equal(after)
+    torch.testing.assert_close(after, expected, atol=2e-5, rtol=1e-5)
+
+
 def test_an_engine_follows_new_weights_in_the_middle(tmp_path):
     engine = TorchEngine(tiny_model(3), tiny_tokenizer(tmp_path))
     running = Scheduler(engine, 4)

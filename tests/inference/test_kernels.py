@@ -39,8 +39,9 @@ def test_a_product_is_numpys_and_a_rows_bits_depend_on_nothing_else(rows, length
     place = flat.size - columns if bias else -1
 
     def computed(x, out, parts):
+        spare = np.empty((len(x), kernels.WIDTH), np.float32)
         for part in range(parts):
-            kernels.product(part, parts, x, flat, 0, place, out, add, np.empty((len(x), kernels.WIDTH), np.float32))
+            kernels.product(part, parts, x, flat, 0, place, out, np.int64(add), spare)
         return out
 
     found = computed(x, before.copy(), parts)

@@ -110,7 +110,7 @@ class CompiledStep:
         self.spans = list(spans(model))
         self.parameters = list(model.parameters())
         self.multiplications = sum(parameter.numel() for parameter in self.parameters)
-        self.state: tuple[tuple[int, int], ...] = ()
+        self.state: tuple[tuple[int, int], ...] | None = None
 
     def __call__(self, slots: Slots) -> None:
         rows = slots.running
@@ -143,9 +143,12 @@ class CompiledStep:
 
     def _pack(self) -> None:
         """Follow weights that changed."""
-        # A tensor counts its changes, whoever makes them: an optimizer, or new weights that are loaded.
-        state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters)
-        if state != self.state:
+        # A tensor counts its changes, whoever makes them: an optimizer, or new weights that are loaded. Only tensors
+        # made in inference mode do not, so they are packed at every step.
+        state = None
+        if not any(parameter.is_inference() for parameter in self.parameters):
+            state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters)
+        if state is None or state != self.state:
             self.state, model = state, self.model
             packing = Packing(model, self.team)
             scale = np.float32(model.config.head_dim**-0.5)

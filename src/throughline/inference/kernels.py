@@ -32,6 +32,8 @@ WIDTH = LANES * VECTORS
 """Columns of a panel: with 4 rows, 12 sums, 3 weights and an input fill the 16 registers of AVX2."""
 BLOCK = 64
 """Tokens of the vocabulary that are summed as one before the search inside them."""
+PLAIN, ADDED = np.int64(0), np.int64(1)
+"""Whether a product replaces what is there or is added to it. Of one type, so that it is compiled once."""
 RELEASED = 2**62
 """Arrivals for which nobody waits any more."""
 PATIENCE = 2000
@@ -296,11 +298,11 @@ def product(part, parts, x, weights, place, bias, out, add, spare):
     for number in range(panels * part // parts, panels * (part + 1) // parts):
         first = number * WIDTH
         width = min(WIDTH, columns - first)
-        w = weights.ctypes.data + 4 * (place + first * length)
+        inputs, w = np.int64(x.ctypes.data), np.int64(weights.ctypes.data) + 4 * (place + first * length)
         if width == WIDTH:
-            panel(x.ctypes.data, rows, length, w, out.ctypes.data + 4 * first, columns, add)
+            panel(inputs, rows, length, w, np.int64(out.ctypes.data) + 4 * first, columns, add)
         else:
-            panel(x.ctypes.data, rows, length, w, spare.ctypes.data, WIDTH, 0)
+            panel(inputs, rows, length, w, np.int64(spare.ctypes.data), np.int64(WIDTH), PLAIN)
             for row in range(rows):
                 for column in range(width):
                     before = out[row, first + column] if add else np.float32(0.0)
@@ -320,9 +322,13 @@ def gate(part, parts, x, weights, gate_place, gate_bias, up_place, up_bias, out,
     for number in range(panels * part // parts, panels * (part + 1) // parts):
         first = number * WIDTH
         width = min(WIDTH, columns - first)
-        base = weights.ctypes.data + 4 * first * length
-        panel(x.ctypes.data, rows, length, base + 4 * gate_place, left.ctypes.data, WIDTH, 0)
-        panel(x.ctypes.data, rows, length, base + 4 * up_place, right.ctypes.data, WIDTH, 0)
+        inputs, base, step = (
+            np.int64(x.ctypes.data),
+            np.int64(weights.ctypes.data) + 4 * first * length,
+            np.int64(WIDTH),
+        )
+        panel(inputs, rows, length, base + 4 * gate_place, np.int64(left.ctypes.data), step, PLAIN)
+        panel(inputs, rows, length, base + 4 * up_place, np.int64(right.ctypes.data), step, PLAIN)
         if gate_bias >= 0:
             for row in range(rows):
                 for column in range(width):
@@ -345,6 +351,13 @@ def normalize(x, weights, place, eps, out):
     scale = np.float32(1.0) / np.sqrt(total / np.float32(len(x)) + eps)
     for column in range(len(x)):
         out[column] = x[column] * scale * weights[place + column]
+
+
+@compiled
+def normalize_rows(part, parts, x, weights, place, eps, out):
+    """RMSNorm of this part's rows."""
+    for row in range(part, len(x), parts):
+        normalize(x[row], weights, place, eps, out[row])
 
 
 @compiled
@@ -386,15 +399,17 @@ def prepare(qkv, heads, weights, q_norm, k_norm, eps, scale, cos, sin, keys, val
     groups, channels = keys.shape[0], qkv.shape[1]
     for head in range(heads + groups):
         norm = q_norm if head < heads else k_norm
+        row = qkv[head]
         if norm >= 0:
-            normalize(qkv[head], weights, norm, eps, qkv[head])
-        turn(qkv[head], cos, sin)
+            normalize(row, weights, norm, eps, row)
+        turn(row, cos, sin)
         if head < heads:
             for channel in range(channels):
-                qkv[head, channel] *= scale
+                row[channel] *= scale
     for group in range(groups):
-        keys[group, position] = qkv[heads + group]
-        values[group, position] = qkv[heads + groups + group]
+        for channel in range(channels):
+            keys[group, position, channel] = qkv[heads + group, channel]
+            values[group, position, channel] = qkv[heads + groups + group, channel]
 
 
 @compiled
@@ -431,6 +446,27 @@ def attend(qkv, heads, keys, values, count, out, room):
             for row in range(repeats):
                 p, o = room.ctypes.data + 4 * row * step, into + 4 * (row * channels + last)
                 narrow_one(p, step, base + 4 * last, channels, o, channels, count, 0)
+
+
+@compiled
+def rotate(part, parts, qkv, weights, p, eps, scale, cos, sin, keys, values, slots, at):
+    """`prepare` this part's rows; `p` says where the layer's weights begin."""
+    groups, channels = keys.shape[1], keys.shape[3]
+    for row in range(part, len(qkv), parts):
+        by_head, position = qkv[row].reshape(-1, channels), at[row]
+        k, v = keys[slots[row]], values[slots[row]]
+        heads = len(by_head) - 2 * groups
+        prepare(by_head, heads, weights, p[3], p[4], eps, scale, cos[position], sin[position], k, v, position)
+
+
+@compiled
+def look_back(part, parts, qkv, keys, values, slots, at, out, room):
+    """`attend` for this part's rows."""
+    channels = keys.shape[3]
+    for row in range(part, len(qkv), parts):
+        to = out[row].reshape(-1, channels)
+        by_head = qkv[row].reshape(-1, channels)
+        attend(by_head, len(to), keys[slots[row]], values[slots[row]], at[row] + 1, to, room)
 
 
 @compiled
@@ -476,60 +512,38 @@ def run(
     cos, sin, embedding = tables
     x, normed, qkv, attended, gated, logits, room, panels, others = buffers
     rows = len(x)
-    groups, channels = keys.shape[2], keys.shape[4]
-    heads = attended.shape[1] // channels
     mine, other = panels[part], others[part]
-    met = 0
+    met = np.int64(0)
     if first == 0:
         for row in range(part, rows, parts):
-            x[row] = embedding[tokens[row]]
+            for column in range(x.shape[1]):
+                x[row, column] = embedding[tokens[row], column]
     for layer in range(first, last):
         p = places[layer]
-        for row in range(part, rows, parts):
-            normalize(x[row], weights, p[0], eps, normed[row])
+        normalize_rows(part, parts, x, weights, p[0], eps, normed)
         met = meet_others(meet, parts, met)
-        product(part, parts, normed, weights, p[1], p[2], qkv, False, mine)
+        product(part, parts, normed, weights, p[1], p[2], qkv, PLAIN, mine)
         met = meet_others(meet, parts, met)
-        for row in range(part, rows, parts):
-            k, v, position = keys[layer, slots[row]], values[layer, slots[row]], at[row]
-            prepare(
-                qkv[row].reshape(heads + 2 * groups, channels),
-                heads,
-                weights,
-                p[3],
-                p[4],
-                eps,
-                scale,
-                cos[position],
-                sin[position],
-                k,
-                v,
-                position,
-            )
+        rotate(part, parts, qkv, weights, p, eps, scale, cos, sin, keys[layer], values[layer], slots, at)
         if shared:
             met = meet_others(meet, parts, met)
-        for row in range(part, rows, parts):
-            k, v, count = keys[layer, slots[row]], values[layer, slots[row]], at[row] + 1
-            by_head, out = qkv[row].reshape(heads + 2 * groups, channels), attended[row].reshape(heads, channels)
-            attend(by_head, heads, k, v, count, out, room[part])
+        look_back(part, parts, qkv, keys[layer], values[layer], slots, at, attended, room[part])
         met = meet_others(meet, parts, met)
-        product(part, parts, attended, weights, p[5], p[6], x, True, mine)
+        product(part, parts, attended, weights, p[5], p[6], x, ADDED, mine)
         met = meet_others(meet, parts, met)
-        for row in range(part, rows, parts):
-            normalize(x[row], weights, p[7], eps, normed[row])
+        normalize_rows(part, parts, x, weights, p[7], eps, normed)
         met = meet_others(meet, parts, met)
         if sparse and layer == last - 1:
             return
         gate(part, parts, normed, weights, p[8], p[9], p[10], p[11], gated, mine, other)
         met = meet_others(meet, parts, met)
-        product(part, parts, gated, weights, p[12], p[13], x, True, mine)
+        product(part, parts, gated, weights, p[12], p[13], x, ADDED, mine)
         met = meet_others(meet, parts, met)
     if finish:
         p = places[len(places) - 1]
-        for row in range(part, rows, parts):
-            normalize(x[row], weights, p[0], eps, normed[row])
+        normalize_rows(part, parts, x, weights, p[0], eps, normed)
         met = meet_others(meet, parts, met)
-        product(part, parts, normed, weights, p[1], -1, logits, False, mine)
+        product(part, parts, normed, weights, p[1], p[2], logits, PLAIN, mine)
 
 
 @compiled
