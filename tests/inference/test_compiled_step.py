@@ -1,5 +1,10 @@
 """The compiled step: the model's own scores up to rounding, the same bits in any company, and never old weights."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -99,7 +104,7 @@ def test_a_prompt_computed_at_once_or_a_token_at_a_time_is_the_same_bits():
             slots.at[0], slots.tokens[0] = place, token
             step(slots)
     assert slots.logits[:1].equal(scores)
-    assert slots.cache.keys[:, 0, :, : len(prompt)].equal(whole.keys[:, 0])
+    assert slots.cache.keys[:, 0, :, : len(prompt)].equal(whole.keys[:, 0, :, : len(prompt)])
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "experts"])
@@ -145,6 +150,33 @@ def test_weights_that_do_not_count_their_changes_are_followed_too():
         expected, _ = stepped(ModelStep(model), model, PROMPTS, 1)
     assert not before.equal(after)
     torch.testing.assert_close(after, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_process_that_compiles_and_one_that_loads_compute_the_same_bits(tmp_path):
+    program = """
+import sys
+import torch
+from tests.support_model import tiny_model
+from tests.inference.test_compiled_step import PROMPTS, stepped
+from throughline.compute.team import Team
+from throughline.inference.compiled_step import CompiledStep
+from throughline.inference.sampling import Sampling, Scratch, draw
+model = tiny_model(3)
+with torch.no_grad():
+    for number, parameter in enumerate(model.parameters()):
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+scores, cache = stepped(CompiledStep(model, 9, Team(1)), model, PROMPTS, 20)
+uniforms = torch.linspace(0, 0.99, 21 * 9, dtype=torch.float64)
+chosen = draw(scores.flatten(0, 1), Sampling(1, temperature=0.7), uniforms, Scratch(300))
+torch.save([scores, cache.keys, cache.values, chosen.tokens_B, chosen.logprobs_B], sys.argv[1])
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "compiled")}
+    for name in ("compiles.pt", "loads.pt"):
+        command = [sys.executable, "-c", program, str(tmp_path / name)]
+        subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[2])
+        assert list((tmp_path / "compiled").rglob("*.nbc"))
+    first, second = (torch.load(tmp_path / name) for name in ("compiles.pt", "loads.pt"))
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
 
 
 def test_an_engine_follows_new_weights_in_the_middle(tmp_path):

@@ -121,10 +121,12 @@ class CompiledStep:
         self._layers(arguments, rows, finish=True)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[KeyValueCache, Tensor]:
-        """Keys and values of `prompts`, a row each, and the scores (B, V) of what follows each."""
+        """Keys and values of `prompts`, a row each, zeros after its end, and the scores (B, V) of what follows each."""
         self._pack()
         model, sizes = self.model, [len(prompt) for prompt in prompts]
-        cache, logits = model.new_cache(len(prompts), max(sizes)), torch.empty(len(prompts), model.config.vocab_size)
+        # Keys are read by vectors' worth, also where a row ends within one.
+        length = -(-max(sizes) // kernels.LANES) * kernels.LANES
+        cache, logits = model.new_cache(len(prompts), length), torch.empty(len(prompts), model.config.vocab_size)
         tokens = np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts])
         rows = np.repeat(np.arange(len(prompts)), sizes)
         at = np.concatenate([np.arange(size) for size in sizes])

@@ -5,6 +5,8 @@
 Compiled by numba at the first use and kept on disk. Each of `parts` threads calls `run` with its own `part`; they
 divide the columns of products and the rows of everything else, and wait for each other in between. Every sum over a row
 is made in one order, whatever the number of threads and of other rows, so a row's scores depend on nothing beside it.
+No arithmetic is left to the compiler's choice: it makes several versions of a function, and which of them runs is not
+the same in the process that compiled it and in one that loads it.
 
 A product takes weights packed in panels of `WIDTH` columns, (panels, inputs, WIDTH), and holds 4 rows' sums of a panel
 in registers: on one core of a processor with AVX2 it gave 90 to 105 GFLOP/s from 8 rows on, where torch's `mm` gave 37
@@ -38,10 +40,8 @@ RELEASED = 2**62
 """Arrivals for which nobody waits any more."""
 PATIENCE = 2000
 """Looks at the others' progress before the thread offers its core to somebody else."""
-FAST = {"reassoc", "contract", "nsz", "arcp"}
-"""Sums may be made in the order that suits vectors; what is not finite stays so."""
-FLOAT, INT, WORD = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-VECTOR = ir.VectorType(FLOAT, LANES)
+FLOAT, DOUBLE, INT, WORD = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(32)
+VECTOR, WIDE = ir.VectorType(FLOAT, LANES), ir.VectorType(DOUBLE, LANES)
 UNDEFINED = ir.Constant(VECTOR, ir.Undefined)
 ZERO = ir.Constant(VECTOR, [0.0] * LANES)
 
@@ -49,9 +49,9 @@ ZERO = ir.Constant(VECTOR, [0.0] * LANES)
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, compiled without the interpreter's lock; kept on disk where there is a place for it."""
     try:
-        return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(function)
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:
-        return numba.njit(nogil=True, fastmath=FAST, error_model="numpy")(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def _fma(builder: Any) -> Any:
@@ -72,12 +72,13 @@ def _store(builder: Any, value: Any, pointer: Any, offset: Any) -> None:
 def _loop(builder: Any, count: Any, begin: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
     """The vectors that `body(index, vectors)` makes of `begin` in `count` rounds, one at least."""
     before = builder.block
+    kind = begin[0].type
     head, after = builder.append_basic_block("head"), builder.append_basic_block("after")
     builder.branch(head)
     builder.position_at_end(head)
     index = builder.phi(INT)
     index.add_incoming(INT(0), before)
-    held = [builder.phi(VECTOR) for _ in begin]
+    held = [builder.phi(kind) for _ in begin]
     for one, value in zip(held, begin, strict=True):
         one.add_incoming(value, before)
     new = body(index, held)
@@ -171,6 +172,43 @@ def scores(typing: Any, query: Any, keys: Any, step: Any, vectors: Any, out: Any
     return types.void(*[types.intp] * 5), generate
 
 
+def _halve(builder: Any, vector: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """One number of a vector's: its halves are joined until one is left."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        half = [*range(width, 2 * width), *[0] * (LANES - width)]
+        other = builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(WORD, LANES), half))
+        vector = join(vector, other)
+    return builder.extract_element(vector, WORD(0))
+
+
+def _sum(kind: Any, squares: bool = False) -> Any:
+    """The sum of `vectors * LANES` numbers, one vector at least: a sum for each lane, and those by halves."""
+
+    @intrinsic
+    def sum_of(typing: Any, numbers: Any, vectors: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            numbers = builder.inttoptr(arguments[0], FLOAT.as_pointer())
+            fma = _fma(builder)
+
+            def body(index: Any, held: list[Any]) -> list[Any]:
+                one = _load(builder, numbers, builder.mul(index, INT(LANES)))
+                if squares:
+                    return [builder.call(fma, [one, one, held[0]])]
+                return [builder.fadd(one if kind is VECTOR else builder.fpext(one, kind), held[0])]
+
+            zeros = ir.Constant(kind, [0.0] * LANES)
+            return _halve(builder, _loop(builder, arguments[1], [zeros], body)[0], builder.fadd)
+
+        return (types.float32 if kind is VECTOR else types.float64)(types.intp, types.intp), generate
+
+    return sum_of
+
+
+sum_of, sum_of_squares, wide_sum_of = _sum(VECTOR), _sum(VECTOR, squares=True), _sum(WIDE)
+
+
 @intrinsic
 def most_of(typing: Any, numbers: Any, vectors: Any) -> Any:
     """The largest of `vectors * LANES` numbers, one vector at least; what is no number may be passed over."""
@@ -184,11 +222,7 @@ def most_of(typing: Any, numbers: Any, vectors: Any) -> Any:
         def body(index: Any, held: list[Any]) -> list[Any]:
             return [larger(_load(builder, numbers, builder.mul(index, INT(LANES))), held[0])]
 
-        found = _loop(builder, arguments[1], [_load(builder, numbers, INT(0))], body)[0]
-        most = builder.extract_element(found, WORD(0))
-        for lane in range(1, LANES):
-            most = larger(builder.extract_element(found, WORD(lane)), most)
-        return most
+        return _halve(builder, _loop(builder, arguments[1], [_load(builder, numbers, INT(0))], body)[0], larger)
 
     return types.float32(types.intp, types.intp), generate
 
@@ -226,6 +260,17 @@ def power_of_two(typing: Any, exponent: Any) -> Any:
     return types.float32(types.int32), generate
 
 
+@intrinsic
+def fused(typing: Any, x: Any, y: Any, z: Any) -> Any:
+    """x * y + z, rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(FLOAT, [FLOAT] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.f32"), arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
 offer_core = types.ExternalFunction("sched_yield", types.int32())
 
 
@@ -239,21 +284,21 @@ def wait(meet: int, count: int) -> None:
             offer_core()
 
 
-@numba.njit(nogil=True, fastmath={"contract", "nsz"}, inline="always")
+@numba.njit(nogil=True, inline="always")
 def exp(x):
     """e to x in single precision, within two units of the last place."""
     x = np.float32(-87.0) if x < np.float32(-87.0) else (np.float32(88.0) if x > np.float32(88.0) else x)
     turns = x * np.float32(1.4426950408889634)
     whole = np.int32(turns + (np.float32(0.5) if turns >= 0 else np.float32(-0.5)))
-    left = x - np.float32(whole) * np.float32(0.693359375)
-    left = left - np.float32(whole) * np.float32(-2.12194440e-4)
+    left = fused(np.float32(whole), np.float32(-0.693359375), x)
+    left = fused(np.float32(whole), np.float32(2.12194440e-4), left)
     found = np.float32(1.9875691500e-4)
-    found = found * left + np.float32(1.3981999507e-3)
-    found = found * left + np.float32(8.3334519073e-3)
-    found = found * left + np.float32(4.1665795894e-2)
-    found = found * left + np.float32(1.6666665459e-1)
-    found = found * left + np.float32(5.0000001201e-1)
-    found = found * left * left + left + np.float32(1.0)
+    found = fused(found, left, np.float32(1.3981999507e-3))
+    found = fused(found, left, np.float32(8.3334519073e-3))
+    found = fused(found, left, np.float32(4.1665795894e-2))
+    found = fused(found, left, np.float32(1.6666665459e-1))
+    found = fused(found, left, np.float32(5.0000001201e-1))
+    found = fused(found, left * left, left) + np.float32(1.0)
     return found * power_of_two(whole)
 
 
@@ -345,8 +390,9 @@ def gate(part, parts, x, weights, gate_place, gate_bias, up_place, up_bias, out,
 @compiled
 def normalize(x, weights, place, eps, out):
     """RMSNorm of one row."""
-    total = np.float32(0.0)
-    for column in range(len(x)):
+    vectors = len(x) // LANES
+    total = sum_of_squares(x.ctypes.data, vectors) if vectors else np.float32(0.0)
+    for column in range(LANES * vectors, len(x)):
         total += x[column] * x[column]
     scale = np.float32(1.0) / np.sqrt(total / np.float32(len(x)) + eps)
     for column in range(len(x)):
@@ -383,10 +429,12 @@ def largest(row, count):
 @compiled
 def soften(row, count):
     """Softmax of the first `count` numbers."""
-    most, total = largest(row, count), np.float32(0.0)
+    most, vectors = largest(row, count), count // LANES
     for place in range(count):
         # Shares below e^-60 count for nothing, and what is too small for a normal number is slow to compute with.
         row[place] = exp(max(row[place] - most, np.float32(-60.0)))
+    total = sum_of(row.ctypes.data, vectors) if vectors else np.float32(0.0)
+    for place in range(LANES * vectors, count):
         total += row[place]
     scale = np.float32(1.0) / total
     for place in range(count):
@@ -547,10 +595,11 @@ def run(
 
 
 @compiled
-def sum_of(numbers, first, last):
+def wide_sum(numbers, first, last):
     """The sum of numbers[first:last] in double precision."""
-    total = 0.0
-    for place in range(first, last):
+    vectors = (last - first) // LANES
+    total = wide_sum_of(numbers.ctypes.data + 4 * first, vectors) if vectors else 0.0
+    for place in range(first + LANES * vectors, last):
         total += numbers[place]
     return total
 
@@ -570,11 +619,11 @@ def choose(part, parts, logits, temperature, uniforms, room, tokens, logprobs):
             mine[token] = np.float32(0.0) if away < np.float32(-87.0) else exp(away)
         total = 0.0
         for first in range(0, size, BLOCK):
-            total += sum_of(mine, first, min(first + BLOCK, size))
+            total += wide_sum(mine, first, min(first + BLOCK, size))
         threshold, before, chosen = uniforms[row] * total, 0.0, -1
         for first in range(0, size, BLOCK):
             last = min(first + BLOCK, size)
-            block = sum_of(mine, first, last)
+            block = wide_sum(mine, first, last)
             if before + block > threshold or last == size:
                 reached = before
                 for token in range(first, last):
