@@ -34,7 +34,7 @@ SEED = 11
 EACH = 4
 """Kills of a run at most; then it may end."""
 STEPS = {"sft": 120, "dpo": 100, "grpo": 80}
-QUICK = {"sft": 60, "dpo": 50, "grpo": 25}
+QUICK = {"sft": 24, "dpo": 20, "grpo": 20}
 TUNE = ("runtime.save_every=2", "optimizer.learning_rate=0.001", "sequence_length=128")
 SETTINGS: dict[str, tuple[str, ...]] = {
     "sft": (*TUNE, "examples_per_step=16", "rows_per_batch=2"),
@@ -54,6 +54,7 @@ def prepare(root: Path) -> None:
     import worlds
 
     worlds.save_random(worlds.SHAPES["tiny"], root / "model", length=256, mean_tokens=24)
+    worlds.compile_sampling(root / "model")
     words = worlds.make_prompts(root / "model", [12] * 256, SEED)
     rows = [{"prompt": words[i], "completion": words[i + 1], "answer": words[i + 1]} for i in range(0, 192, 2)]
     write_jsonl(root / "sft.jsonl", [{name: row[name] for name in ("prompt", "completion")} for row in rows])
