@@ -27,10 +27,10 @@ help:
 	@echo "make clean  remove caches and build leftovers (not runs/, not .venv/)"
 
 run: $(VENV)/.ready-run
-	@$(BIN)/throughline run $(RECIPE) $(RUN_ARGS)
+	@$(BIN)/loopline run $(RECIPE) $(RUN_ARGS)
 
 smoke: $(VENV)/.ready-run
-	@$(BIN)/throughline run smoke $(RUN_ARGS)
+	@$(BIN)/loopline run smoke $(RUN_ARGS)
 
 test: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest $(TEST_ARGS)
@@ -50,7 +50,7 @@ clean:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Throughline needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)."; \
+	  echo "Loopline needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)."; \
 	  echo "Fix: install a newer Python and name it, for example: make run PYTHON=python3.12"; \
 	  exit 1; } >&2
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
@@ -58,16 +58,16 @@ $(BIN)/python:
 
 # The interpreter is an order-only prerequisite: its date is the system's, not ours.
 $(VENV)/.ready-run: pyproject.toml | $(BIN)/python
-	@echo "Installing Throughline into $(VENV) (the first time this fetches PyTorch)..."
+	@echo "Installing Loopline into $(VENV) (the first time this fetches PyTorch)..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml | $(BIN)/python
-	@echo "Installing Throughline and its development tools into $(VENV)..."
+	@echo "Installing Loopline and its development tools into $(VENV)..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.ready-run
 
 $(VENV)/.ready-bench: pyproject.toml | $(BIN)/python
-	@echo "Installing Throughline and what it is compared with into $(VENV)..."
+	@echo "Installing Loopline and what it is compared with into $(VENV)..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
 	@touch $@ $(VENV)/.ready-dev $(VENV)/.ready-run

@@ -26,7 +26,7 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ENVIRONMENT = {
-    # Both sides wait at thread barriers the same way; see `throughline.__init__` for why passively.
+    # Both sides wait at thread barriers the same way; see `loopline.__init__` for why passively.
     "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -124,9 +124,9 @@ def timed(into: list[float]) -> Iterator[None]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of Python, Throughline, torch and `packages`."""
+    """Versions of Python, Loopline, torch and `packages`."""
     found = {"python": platform.python_version()}
-    for name in ("throughline", "torch", *packages):
+    for name in ("loopline", "torch", *packages):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

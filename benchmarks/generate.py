@@ -24,14 +24,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import throughline  # noqa: F401 # isort: skip  # Sets how torch's threads wait, before torch is loaded.
+import loopline  # noqa: F401 # isort: skip  # Sets how torch's threads wait, before torch is loaded.
 
 import common
 import torch
 import worlds
 
-from throughline.inference.engine import Sampling, TorchEngine
-from throughline.model.checkpoint import load_tokenizer
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.model.checkpoint import load_tokenizer
 
 SIDES = ("ours", "generate", "continuous")
 SIZES: dict[str, dict[str, Any]] = {

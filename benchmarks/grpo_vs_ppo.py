@@ -30,27 +30,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-import throughline  # isort: skip  # Sets how torch's threads wait, before torch is loaded.
+import loopline  # isort: skip  # Sets how torch's threads wait, before torch is loaded.
 
 import torch
 import worlds
 
-from throughline.base.files import read_json, read_jsonl, write_json, write_jsonl
-from throughline.corpus import tokenizer as tokenizers
-from throughline.corpus.generators import arithmetic
-from throughline.corpus.generators.config import GeneratorConfig
-from throughline.corpus.generators.generate import GRADERS
-from throughline.corpus.generators.instance import collect, random_for, rows
-from throughline.grading.config import DEFAULT_DEFINITIONS, GradersConfig
-from throughline.grading.stage import graders
-from throughline.model.checkpoint import save_checkpoint
-from throughline.model.config import ModelConfig
-from throughline.model.decoder import Decoder
-from throughline.posttrain.config import GRPOConfig, SFTConfig
-from throughline.posttrain.stage import grpo, sft
-from throughline.store.artifact import Artifact, content_digest
-from throughline.store.context import Context
-from throughline.training.config import OptimizerConfig
+from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
+from loopline.corpus import tokenizer as tokenizers
+from loopline.corpus.generators import arithmetic
+from loopline.corpus.generators.config import GeneratorConfig
+from loopline.corpus.generators.generate import GRADERS
+from loopline.corpus.generators.instance import collect, random_for, rows
+from loopline.grading.config import DEFAULT_DEFINITIONS, GradersConfig
+from loopline.grading.stage import graders
+from loopline.model.checkpoint import save_checkpoint
+from loopline.model.config import ModelConfig
+from loopline.model.decoder import Decoder
+from loopline.posttrain.config import GRPOConfig, SFTConfig
+from loopline.posttrain.stage import grpo, sft
+from loopline.store.artifact import Artifact, content_digest
+from loopline.store.context import Context
+from loopline.training.config import OptimizerConfig
 
 RESULT = Path(__file__).resolve().parent / "results" / "grpo_vs_ppo.json"
 ALGORITHMS = ("grpo", "ppo")
@@ -263,7 +263,7 @@ def measure(settings: dict[str, Any], threads: int) -> dict[str, Any]:
         "ppo": runs["ppo"],
         "settings": {**settings, "threads": threads, "warmup_steps": WARMUP, "learning_rate": LEARNING_RATE},
         "versions": {
-            "throughline": throughline.__version__,
+            "loopline": loopline.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

@@ -10,7 +10,7 @@ between two steps: prompts rendered, answers sampled, decoded and rewarded, loss
 set as its CPU users should set it (no bfloat16, which this kind of processor emulates; no gradient checkpointing; no
 reference model) and takes the fastest of its two ways to sample, `model.generate` and continuous batching, each with a
 forward pass over the whole step and with smaller ones; at 1M a further row has TRL at its defaults. The reward pays
-every second sample of a group, so every group carries signal and nothing is left out on either side; Throughline's
+every second sample of a group, so every group carries signal and nothing is left out on either side; Loopline's
 leaving out of groups without signal is a row of its own, on a reward that leaves half of the groups without one. One id
 in `mean_tokens` of the vocabulary ends an answer, on both sides, so lengths are geometric and cut at `max_new_tokens`;
 the result states those that were sampled. `ratio` is the median over the repeats with the lowest and highest, each
@@ -35,19 +35,19 @@ import common
 import torch
 import worlds
 
-from throughline.grading.grade import Grade, Sample, split_thinking
-from throughline.grading.reward import RewardConfig
-from throughline.grading.tasks import Task
-from throughline.inference.engine import TorchEngine
-from throughline.model.checkpoint import load_model, load_tokenizer
-from throughline.rl.config import PolicyGradientConfig
-from throughline.rl.objective import GRPO
-from throughline.rl.rollout import RolloutSource
-from throughline.rl.rollout_config import RolloutConfig
-from throughline.rl.sampler import Sampler
-from throughline.store.context import Context
-from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from throughline.training.loop import train
+from loopline.grading.grade import Grade, Sample, split_thinking
+from loopline.grading.reward import RewardConfig
+from loopline.grading.tasks import Task
+from loopline.inference.engine import TorchEngine
+from loopline.model.checkpoint import load_model, load_tokenizer
+from loopline.rl.config import PolicyGradientConfig
+from loopline.rl.objective import GRPO
+from loopline.rl.rollout import RolloutSource
+from loopline.rl.rollout_config import RolloutConfig
+from loopline.rl.sampler import Sampler
+from loopline.store.context import Context
+from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from loopline.training.loop import train
 
 GROUP = 8
 LEARNING_RATE = 1e-6
@@ -202,7 +202,7 @@ class TimedEngine(TorchEngine):
 
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
-    """Throughline's side: its own loop, source and objective."""
+    """Loopline's side: its own loop, source and objective."""
     torch.set_num_threads(job["threads"])
     checkpoint = Path(job["checkpoint"])
     policy = load_model(checkpoint, job.get("device", "cpu"))
@@ -551,7 +551,7 @@ def main() -> None:
     first = next(iter(rows.values()))
     result = {
         **{name: first[name] for name in ("ratio", "low", "high", "n")},
-        "what": "Throughline's samples per second of a whole GRPO step over TRL's; the first size's at the top",
+        "what": "Loopline's samples per second of a whole GRPO step over TRL's; the first size's at the top",
         "sizes": rows,
         "threads": arguments.threads,
         "trl_settings": TRL_TUNED,

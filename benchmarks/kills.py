@@ -1,4 +1,4 @@
-"""Is training unkillable? `throughline sft`, `dpo` and `grpo` killed a hundred times, against runs never disturbed.
+"""Is training unkillable? `loopline sft`, `dpo` and `grpo` killed a hundred times, against runs never disturbed.
 
     .venv/bin/python benchmarks/kills.py             # a hundred kills
     .venv/bin/python benchmarks/kills.py --quick     # six
@@ -26,9 +26,9 @@ from typing import Any
 
 import common
 
-from throughline.base.files import write_jsonl
-from throughline.commands.run import Request, run_command
-from throughline.store.store import Store
+from loopline.base.files import write_jsonl
+from loopline.commands.run import Request, run_command
+from loopline.store.store import Store
 
 SEED = 11
 EACH = 4
@@ -191,9 +191,9 @@ def main() -> None:
     """Spread the kills over the commands, and write what came of it."""
     # Children inherit these by forking, so that a kill seldom hits the loading of torch and what its optimizers load.
 
-    import throughline.commands.preference
-    import throughline.commands.tune
-    import throughline.posttrain.stage  # noqa: F401
+    import loopline.commands.preference
+    import loopline.commands.tune
+    import loopline.posttrain.stage  # noqa: F401
 
     arguments = common.parse(__doc__, lambda parser: parser.add_argument("--kills", type=int, default=100))
     kills, steps = (6, QUICK) if arguments.quick else (arguments.kills, STEPS)

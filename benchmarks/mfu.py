@@ -23,13 +23,13 @@ import common
 import torch
 import worlds
 
-from throughline.model.config import ModelConfig
-from throughline.model.decoder import Decoder
-from throughline.training.batch import Batch
-from throughline.training.config import OptimizerConfig
-from throughline.training.loop import accumulate
-from throughline.training.objectives import NextToken
-from throughline.training.optimizer import build_optimizers
+from loopline.model.config import ModelConfig
+from loopline.model.decoder import Decoder
+from loopline.training.batch import Batch
+from loopline.training.config import OptimizerConfig
+from loopline.training.loop import accumulate
+from loopline.training.objectives import NextToken
+from loopline.training.optimizer import build_optimizers
 
 SIZES: dict[str, dict[str, int]] = {
     "1m": {"rows": 16, "length": 256, "steps": 8},

@@ -38,25 +38,25 @@ from typing import Any
 
 import common
 
-import throughline  # noqa: F401  # isort: skip  # Sets how torch's threads wait, before torch is loaded.
+import loopline  # noqa: F401  # isort: skip  # Sets how torch's threads wait, before torch is loaded.
 import torch
 from torch import Tensor
 
-from throughline.corpus.tokenizer import save as save_tokenizer
-from throughline.corpus.tokenizer import train as train_tokenizer
-from throughline.model.checkpoint import load_model, save_checkpoint
-from throughline.model.config import ModelConfig
-from throughline.model.decoder import Decoder
-from throughline.model.heads import ScoreModel
-from throughline.model.layout import to_huggingface
-from throughline.rl.advantage import batch_advantages
-from throughline.rl.config import PolicyGradientConfig
-from throughline.rl.examples import example_of, score_examples
-from throughline.rl.kl_reward import charge
-from throughline.rl.objective import GRPO
-from throughline.training.batch import Batch, Example, build_batch
-from throughline.training.loop import accumulate
-from throughline.training.objectives import CPO, DPO, KTO, ORPO, BradleyTerry, NextToken, Objective, SimPO
+from loopline.corpus.tokenizer import save as save_tokenizer
+from loopline.corpus.tokenizer import train as train_tokenizer
+from loopline.model.checkpoint import load_model, save_checkpoint
+from loopline.model.config import ModelConfig
+from loopline.model.decoder import Decoder
+from loopline.model.heads import ScoreModel
+from loopline.model.layout import to_huggingface
+from loopline.rl.advantage import batch_advantages
+from loopline.rl.config import PolicyGradientConfig
+from loopline.rl.examples import example_of, score_examples
+from loopline.rl.kl_reward import charge
+from loopline.rl.objective import GRPO
+from loopline.training.batch import Batch, Example, build_batch
+from loopline.training.loop import accumulate
+from loopline.training.objectives import CPO, DPO, KTO, ORPO, BradleyTerry, NextToken, Objective, SimPO
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

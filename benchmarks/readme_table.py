@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/readme_table.py runs/laptop
     .venv/bin/python benchmarks/readme_table.py runs/laptop --print     # show it, change nothing
 
-Every number comes from `throughline.report.data.build_report`, so from the run's artifacts; a run with a stage that is
+Every number comes from `loopline.report.data.build_report`, so from the run's artifacts; a run with a stage that is
 not done is refused. Not covered: averaging over seeds (one run is one seed, and the block says so).
 """
 
@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from throughline.base.errors import UserError
-from throughline.base.files import write_text
-from throughline.report.data import build_report
+from loopline.base.errors import UserError
+from loopline.base.files import write_text
+from loopline.report.data import build_report
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 START, END = "<!-- results -->", "<!-- /results -->"
@@ -53,7 +53,7 @@ def block(report: Mapping[str, Any]) -> str:
     if run["state"] != "done":
         raise UserError(
             f"The run {run['name']} is {run['state']}: {run['done']} of {run['total']} stages are done",
-            f"run `throughline run {run['name']}` to its end first",
+            f"run `loopline run {run['name']}` to its end first",
         )
     parts = [_facts(report), _scores(report), _changes(report), _decisions(report)]
     return "\n\n".join(parts)

@@ -4,7 +4,7 @@
 
 Each argument is a finished run of one recipe with its own seed. Prints a Markdown table and writes
 `benchmarks/results/laptop_seeds.json`: per step, task, mode and seed both scores, their paired difference with its 95%
-interval and p-value on the same held-out tasks. Every number comes from `throughline.report.data.build_report`. Not
+interval and p-value on the same held-out tasks. Every number comes from `loopline.report.data.build_report`. Not
 covered: a pooled test over seeds; each seed stands by itself.
 """
 
@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, write_json
-from throughline.report.data import build_report
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, write_json
+from loopline.report.data import build_report
 
 RESULT = Path(__file__).resolve().parent / "results" / "laptop_seeds.json"
 STEPS = (

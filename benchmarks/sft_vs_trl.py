@@ -8,7 +8,7 @@ Same checkpoint (Qwen3-shaped, random weights), documents, optimizer and threads
 a label. Lengths of documents are evenly spread on a logarithmic scale, many short and few long. TRL is set as its CPU
 users should set it (no bfloat16, no gradient checkpointing) and takes the fastest of its settings: both packing
 strategies, two row lengths, one or several rows at a time, two attention kernels. Its strategy "wrapped" cuts documents
-at the ends of rows and lets them attend to their neighbours; "bfd", its default, does neither, as Throughline. The
+at the ends of rows and lets them attend to their neighbours; "bfd", its default, does neither, as Loopline. The
 fastest of all counts for `ratio`, the fastest of bfd for `same_loss`, and the result names every rate. A step is
 everything between two steps. Ratios are medians over the repeats with the lowest and highest, each repeat a set of
 fresh processes. Writes `results/sft_vs_trl.json`. Not covered: GPUs (see `gpu/`).
@@ -29,13 +29,13 @@ import numpy as np
 import torch
 import worlds
 
-from throughline.model.checkpoint import load_model
-from throughline.store.context import Context
-from throughline.training.batch import Example
-from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from throughline.training.loop import train
-from throughline.training.objectives import NextToken
-from throughline.training.sources import ExampleSource
+from loopline.model.checkpoint import load_model
+from loopline.store.context import Context
+from loopline.training.batch import Example
+from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from loopline.training.loop import train
+from loopline.training.objectives import NextToken
+from loopline.training.sources import ExampleSource
 
 LEARNING_RATE = 1e-4
 FULL: dict[str, dict[str, Any]] = {
@@ -68,7 +68,7 @@ def documents(job: dict[str, Any]) -> list[list[int]]:
 
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
-    """Throughline's side."""
+    """Loopline's side."""
     torch.set_num_threads(job["threads"])
     examples = [Example(ids, [1.0] * len(ids)) for ids in documents(job)]
     mean = statistics.fmean(len(example.tokens) for example in examples)
@@ -262,7 +262,7 @@ def main() -> None:
     first = next(iter(rows.values()))
     result = {
         **{name: first[name] for name in ("ratio", "low", "high", "n")},
-        "what": "Throughline's non-padding tokens per second over TRL's with packing; the first size's at the top",
+        "what": "Loopline's non-padding tokens per second over TRL's with packing; the first size's at the top",
         "sizes": rows,
         "threads": arguments.threads,
         "versions": common.versions("trl", "transformers", "peft", "datasets"),

@@ -23,10 +23,10 @@ import common
 import torch
 import worlds
 
-from throughline.model.decoder import Decoder
-from throughline.training.batch import Batch, Example, pack
-from throughline.training.loop import accumulate
-from throughline.training.objectives import NextToken
+from loopline.model.decoder import Decoder
+from loopline.training.batch import Batch, Example, pack
+from loopline.training.loop import accumulate
+from loopline.training.objectives import NextToken
 
 FULL: dict[str, dict[str, Any]] = {
     "1m": {"tokens": 8192, "repeats": 5},

@@ -14,23 +14,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import throughline  # noqa: F401 # isort: skip  # Sets how torch's threads wait, before torch is loaded.
+import loopline  # noqa: F401 # isort: skip  # Sets how torch's threads wait, before torch is loaded.
 
 import numpy as np
 import torch
 
-from throughline.base.files import read_json, write_json
-from throughline.corpus import tokenizer as tokenizers
-from throughline.inference.engine import Sampling, TorchEngine
-from throughline.model.checkpoint import load_tokenizer, save_checkpoint
-from throughline.model.config import ModelConfig
-from throughline.model.decoder import Decoder
-from throughline.store.context import Context
-from throughline.training.batch import Example
-from throughline.training.config import OptimizerConfig, TrainConfig
-from throughline.training.loop import train
-from throughline.training.objectives import NextToken
-from throughline.training.sources import ExampleSource
+from loopline.base.files import read_json, write_json
+from loopline.corpus import tokenizer as tokenizers
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.model.checkpoint import load_tokenizer, save_checkpoint
+from loopline.model.config import ModelConfig
+from loopline.model.decoder import Decoder
+from loopline.store.context import Context
+from loopline.training.batch import Example
+from loopline.training.config import OptimizerConfig, TrainConfig
+from loopline.training.loop import train
+from loopline.training.objectives import NextToken
+from loopline.training.sources import ExampleSource
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "heads": 2},

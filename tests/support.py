@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from throughline.base.files import write_json
-from throughline.store.artifact import Artifact, content_digest
-from throughline.store.context import Context
+from loopline.base.files import write_json
+from loopline.store.artifact import Artifact, content_digest
+from loopline.store.context import Context
 
 
 def make_context(path: Path, seed: int = 0, threads: int = 2, stage: str = "test") -> Context:

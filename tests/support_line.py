@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from throughline.base.config import Config, Runtime
-from throughline.base.files import read_json, write_bytes, write_json
-from throughline.graph import StageSpec
-from throughline.store.artifact import Artifact
-from throughline.store.context import Context
+from loopline.base.config import Config, Runtime
+from loopline.base.files import read_json, write_bytes, write_json
+from loopline.graph import StageSpec
+from loopline.store.artifact import Artifact
+from loopline.store.context import Context
 
 CALLS: list[str] = []
 """Names of the stages that ran in this process, in order."""
@@ -120,11 +120,11 @@ def fit(config: FitConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
     from safetensors.torch import load_file, save
 
     from tests.support_model import tiny_model
-    from throughline.training.batch import Batch, Example
-    from throughline.training.config import TrainConfig, TrainRuntime
-    from throughline.training.loop import train
-    from throughline.training.objectives import NextToken
-    from throughline.training.sources import ExampleSource
+    from loopline.training.batch import Batch, Example
+    from loopline.training.config import TrainConfig, TrainRuntime
+    from loopline.training.loop import train
+    from loopline.training.objectives import NextToken
+    from loopline.training.sources import ExampleSource
 
     class Slow(ExampleSource):
         def next(self, step: int) -> Sequence[Batch]:
@@ -174,15 +174,15 @@ LINES = {"numbers": (NUMBERS_LINE, NUMBERS_CONFIGS), "training": (TRAINING_LINE,
 
 def install(name: str) -> None:
     """Put a fake line in the real one's place, for the rest of the process."""
-    import throughline.graph
-    import throughline.line
+    import loopline.graph
+    import loopline.line
 
     line, configs = LINES[name]
-    throughline.graph.CONFIGS.clear()
-    throughline.graph.CONFIGS.update(configs)
-    throughline.graph.LINE = line
-    throughline.line.run_line = functools.partial(throughline.line.run_line, line=line)
-    throughline.line.plan_line = functools.partial(throughline.line.plan_line, line=line)
+    loopline.graph.CONFIGS.clear()
+    loopline.graph.CONFIGS.update(configs)
+    loopline.graph.LINE = line
+    loopline.line.run_line = functools.partial(loopline.line.run_line, line=line)
+    loopline.line.plan_line = functools.partial(loopline.line.plan_line, line=line)
 
 
 def serve_forks() -> None:
@@ -191,14 +191,14 @@ def serve_forks() -> None:
     Prints its id, and once it is dead its status. Nothing is computed before the fork, so no thread is lost in it.
     """
     from tests.support_model import tiny_model
-    from throughline.training import loop
-    from throughline.training.config import OptimizerConfig
+    from loopline.training import loop
+    from loopline.training.config import OptimizerConfig
 
     loop.build_optimizers(tiny_model(), OptimizerConfig())
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            sys.argv = ["throughline", *json.loads(line)]
+            sys.argv = ["loopline", *json.loads(line)]
             status = 1
             try:
                 main()
@@ -213,8 +213,8 @@ def serve_forks() -> None:
 
 
 if __name__ == "__main__":
-    from throughline.cli import main
-    from throughline.compute.local import prepare
+    from loopline.cli import main
+    from loopline.compute.local import prepare
 
     install(sys.argv.pop(1))
     prepare("cpu", 1)  # Loads torch first, so that what is timed from the outside is the stages.

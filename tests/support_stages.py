@@ -8,23 +8,23 @@ import pytest
 import torch
 
 from tests.support import make_artifact, make_context
-from throughline.base.files import write_json
-from throughline.corpus import tokenizer as tokenizers
-from throughline.corpus.document import Document
-from throughline.corpus.generators.config import DocumentBytes, GeneratorConfig, TrainCounts
-from throughline.corpus.generators.generate import generate_documents, write_tasks
-from throughline.corpus.shards import mixture, write_split
-from throughline.grading.config import GradersConfig
-from throughline.grading.stage import graders
-from throughline.model.checkpoint import load_model, save_checkpoint
-from throughline.model.config import ModelConfig
-from throughline.model.decoder import Decoder
-from throughline.posttrain.config import SFTConfig
-from throughline.posttrain.stage import sft
-from throughline.store.artifact import content_digest
-from throughline.store.context import Context
-from throughline.training import loop
-from throughline.training.config import OptimizerConfig, TrainRuntime
+from loopline.base.files import write_json
+from loopline.corpus import tokenizer as tokenizers
+from loopline.corpus.document import Document
+from loopline.corpus.generators.config import DocumentBytes, GeneratorConfig, TrainCounts
+from loopline.corpus.generators.generate import generate_documents, write_tasks
+from loopline.corpus.shards import mixture, write_split
+from loopline.grading.config import GradersConfig
+from loopline.grading.stage import graders
+from loopline.model.checkpoint import load_model, save_checkpoint
+from loopline.model.config import ModelConfig
+from loopline.model.decoder import Decoder
+from loopline.posttrain.config import SFTConfig
+from loopline.posttrain.stage import sft
+from loopline.store.artifact import content_digest
+from loopline.store.context import Context
+from loopline.training import loop
+from loopline.training.config import OptimizerConfig, TrainRuntime
 
 OFTEN = TrainRuntime(save_every=2)
 """Checkpoints often enough that a short run has some."""

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import throughline.graph
-import throughline.line
+import loopline.graph
+import loopline.line
 from tests.support_line import CALLS, NUMBERS_CONFIGS, NUMBERS_LINE, install
-from throughline import cli
-from throughline.base.files import read_json
-from throughline.graph import LINE
-from throughline.store.store import Store
+from loopline import cli
+from loopline.base.files import read_json
+from loopline.graph import LINE
+from loopline.store.store import Store
 
 COMMANDS = [
     [],
@@ -40,9 +40,9 @@ COMMANDS = [
 ]
 LIGHT = """
 import sys
-from throughline.cli import main
+from loopline.cli import main
 for words in {commands!r}:
-    sys.argv = ["throughline", *words]
+    sys.argv = ["loopline", *words]
     try:
         main()
     except SystemExit as ending:
@@ -56,7 +56,7 @@ def command(monkeypatch, capsys):
     """Run a command in this process: status, standard output, standard error."""
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["throughline", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["loopline", *map(str, words)])
         # A table is as wide as its terminal.
         monkeypatch.setenv("COLUMNS", "200")
         status = 0
@@ -74,24 +74,24 @@ def command(monkeypatch, capsys):
 def fake(monkeypatch, tmp_path):
     """The fake line in the real one's place, with a recipe; its run directory does not exist yet."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    monkeypatch.setattr(throughline.graph, "CONFIGS", throughline.graph.CONFIGS)
-    monkeypatch.setattr(throughline.graph, "LINE", LINE)
-    monkeypatch.setattr(throughline.line, "run_line", throughline.line.run_line)
-    monkeypatch.setattr(throughline.line, "plan_line", throughline.line.plan_line)
-    monkeypatch.setattr(throughline.line, "stop_on_signals", lambda: None)
-    real = dict(throughline.graph.CONFIGS)
+    monkeypatch.setattr(loopline.graph, "CONFIGS", loopline.graph.CONFIGS)
+    monkeypatch.setattr(loopline.graph, "LINE", LINE)
+    monkeypatch.setattr(loopline.line, "run_line", loopline.line.run_line)
+    monkeypatch.setattr(loopline.line, "plan_line", loopline.line.plan_line)
+    monkeypatch.setattr(loopline.line, "stop_on_signals", lambda: None)
+    real = dict(loopline.graph.CONFIGS)
     CALLS.clear()
     install("numbers")
     (tmp_path / "mine.yaml").write_text("compute: {threads: 1}\nwalk: {steps: 6}\n")
     yield tmp_path / "mine.yaml", tmp_path / "run"
-    throughline.graph.CONFIGS.clear()
-    throughline.graph.CONFIGS.update(real)
+    loopline.graph.CONFIGS.clear()
+    loopline.graph.CONFIGS.update(real)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(strict)
 
 
 def one_paragraph(err):
-    assert err.startswith("throughline: ") and err.count("\n") == 1 and "Fix: " in err
+    assert err.startswith("loopline: ") and err.count("\n") == 1 and "Fix: " in err
     assert "Traceback" not in err
     return err
 
@@ -100,7 +100,7 @@ def test_help_answers_within_half_a_second():
     best = 10.0
     for _ in range(8):
         began = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "throughline.cli", "--help"], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "loopline.cli", "--help"], capture_output=True, text=True)
         best = min(best, time.monotonic() - began)
         assert done.returncode == 0 and "verify" in done.stdout
         if best < 0.5:
@@ -116,11 +116,11 @@ def test_help_and_every_look_at_the_line_need_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: "-".join(words) or "throughline")
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: "-".join(words) or "loopline")
 def test_every_command_has_a_help_that_says_what_it_does(command, words):
     status, out, err = command(*words, "--help")
     assert status == 0 and err == ""
-    assert " ".join(["throughline", *words, "[OPTIONS]"]) in out
+    assert " ".join(["loopline", *words, "[OPTIONS]"]) in out
     assert len(out.splitlines()) > 5
 
 
@@ -154,7 +154,7 @@ def test_stages_as_a_table_names_every_stage(command):
 
 def test_schema_is_json_with_every_section(command):
     status, out, _ = command("schema")
-    assert status == 0 and set(throughline.graph.CONFIGS) < set(json.loads(out)["properties"])
+    assert status == 0 and set(loopline.graph.CONFIGS) < set(json.loads(out)["properties"])
 
 
 def test_a_run_from_plan_to_verify(command, fake):
@@ -263,4 +263,4 @@ def test_a_mistyped_command_or_option_is_refused(command):
     assert command("rnu")[0] == 2
     status, out, err = command("run", "--sett", "a=1")
     assert (status, out) == (2, "") and "--sett" in err
-    assert NUMBERS_CONFIGS.keys().isdisjoint(throughline.graph.CONFIGS)
+    assert NUMBERS_CONFIGS.keys().isdisjoint(loopline.graph.CONFIGS)

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from throughline.base.files import read_json, read_jsonl
-from throughline.store.store import Store
+from loopline.base.files import read_json, read_jsonl
+from loopline.store.store import Store
 
 KILLS = 10
 RECIPE = """

@@ -7,12 +7,12 @@ from typing import Any, get_args
 
 import pytest
 
-from throughline.base.config import Config, identity_of
-from throughline.graph import CANDIDATES, CONFIGS, LINE, ROOMS, StageSpec, check, config_class, upstream
+from loopline.base.config import Config, identity_of
+from loopline.graph import CANDIDATES, CONFIGS, LINE, ROOMS, StageSpec, check, config_class, upstream
 
 LIGHT = """
 import sys
-from throughline.graph import CONFIGS, config_class
+from loopline.graph import CONFIGS, config_class
 for name in CONFIGS:
     config_class(name)()
 heavy = sorted({"torch", "pyarrow", "transformers", "fastapi", "plotly"} & set(sys.modules))

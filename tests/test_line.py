@@ -25,15 +25,15 @@ from tests.support_line import (
     TrimConfig,
     WalkConfig,
 )
-from throughline.base import files
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, write_json
-from throughline.graph import LINE, StageSpec
-from throughline.line import plan_line, run_line, seed_of, select, status, why
-from throughline.recipe import ComputeConfig, Recipe
-from throughline.store.artifact import content_digest
-from throughline.store.context import Metrics
-from throughline.store.store import Store
+from loopline.base import files
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, write_json
+from loopline.graph import LINE, StageSpec
+from loopline.line import plan_line, run_line, seed_of, select, status, why
+from loopline.recipe import ComputeConfig, Recipe
+from loopline.store.artifact import content_digest
+from loopline.store.context import Metrics
+from loopline.store.store import Store
 
 ALL = ["numbers", "trim", "walk", "total"]
 
@@ -373,7 +373,7 @@ def test_a_second_process_is_refused_and_signals_stop_the_first_in_order(tmp_pat
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert re.search(r"^throughline: stopped; run the same command again to go on$", err, re.MULTILINE)
+    assert re.search(r"^loopline: stopped; run the same command again to go on$", err, re.MULTILINE)
     assert "Traceback" not in err and out == ""
     assert states(run_dir)["walk"] == "interrupted"
     assert not (run_dir / "lease.json").exists()

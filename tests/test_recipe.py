@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from tests.json_schema import complaints
-from throughline.base.config import Config, identity_of
-from throughline.base.errors import UserError
-from throughline.graph import CONFIGS, LINE, config_class
-from throughline.recipe import find_recipe, load_recipe, parse_recipe, schema
+from loopline.base.config import Config, identity_of
+from loopline.base.errors import UserError
+from loopline.graph import CONFIGS, LINE, config_class
+from loopline.recipe import find_recipe, load_recipe, parse_recipe, schema
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 

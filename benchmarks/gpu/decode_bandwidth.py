@@ -19,8 +19,8 @@ import device as gpu  # It lets the next ones be found.
 import common
 import torch
 
-from throughline.inference.engine import Sampling, TorchEngine
-from throughline.model.decoder import Decoder
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.model.decoder import Decoder
 
 
 def floor_bytes(model: Decoder, rows: int, context: float) -> float:

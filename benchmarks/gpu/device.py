@@ -22,8 +22,8 @@ import common
 import torch
 import worlds
 
-from throughline.model.config import ModelConfig
-from throughline.model.decoder import Decoder
+from loopline.model.config import ModelConfig
+from loopline.model.decoder import Decoder
 
 
 def parse(description: str) -> argparse.Namespace:

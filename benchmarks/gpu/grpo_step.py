@@ -38,7 +38,7 @@ def main() -> None:
     print(f"{row['ratio']:.2f} times TRL's samples/s ({row['low']:.2f} to {row['high']:.2f}, n = {row['n']})")
     result = {
         **row,
-        "what": "Throughline's samples per second of a whole GRPO step over TRL's",
+        "what": "Loopline's samples per second of a whole GRPO step over TRL's",
         "device": gpu.name(device),
         "versions": common.versions("trl", "transformers", "peft", "datasets"),
     }

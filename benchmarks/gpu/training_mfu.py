@@ -22,11 +22,11 @@ import common
 import torch
 from mfu import operations
 
-from throughline.training.batch import Batch
-from throughline.training.config import OptimizerConfig
-from throughline.training.loop import accumulate
-from throughline.training.objectives import NextToken
-from throughline.training.optimizer import build_optimizers
+from loopline.training.batch import Batch
+from loopline.training.config import OptimizerConfig
+from loopline.training.loop import accumulate
+from loopline.training.objectives import NextToken
+from loopline.training.optimizer import build_optimizers
 
 
 def measure(arguments: Any, device: torch.device, compiled: bool, rows: int, length: int, steps: int) -> dict[str, Any]:

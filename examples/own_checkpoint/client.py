@@ -1,6 +1,6 @@
 """Talk to a served model with the `openai` package: a plain answer, a streamed one, feedback, and a tool call.
 
-    throughline serve --model DIR --port 8000                  # a checkpoint or release directory
+    loopline serve --model DIR --port 8000                  # a checkpoint or release directory
     .venv/bin/python examples/own_checkpoint/client.py --url http://127.0.0.1:8000
 
 Needs the `openai` package (part of the development tools). The messages are recorded with consent, so the traffic loop
@@ -66,7 +66,7 @@ def main(url: str, question: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="Address of `throughline serve`.")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="Address of `loopline serve`.")
     parser.add_argument("--question", default="12+5-3=?", help="What to ask.")
     options = parser.parse_args()
     main(options.url, options.question)

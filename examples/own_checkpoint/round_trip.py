@@ -1,7 +1,7 @@
 """Take a checkpoint out to `transformers` and bring it back: what you train elsewhere can be served here.
 
     .venv/bin/python examples/own_checkpoint/round_trip.py CHECKPOINT OUT
-    throughline serve --model OUT
+    loopline serve --model OUT
 
 Loads CHECKPOINT with transformers, lets it answer, takes one step of plain fine-tuning, and saves it to OUT. Needs
 `transformers` (part of the development tools). Not covered: other tokenizers; OUT keeps the checkpoint's own.

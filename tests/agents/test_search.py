@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.harness import world
-from throughline.agents.evaluation import run_tasks, summarize
-from throughline.agents.proposer import Candidate, best_of, propose, propose_by_command
-from throughline.agents.search import dominates, frontier, search
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, read_jsonl
-from throughline.harness.calls import write_call
-from throughline.harness.config import HarnessConfig
-from throughline.harness.scripted import ScriptedEngine
-from throughline.inference.engine import Sampling
-from throughline.model.tokenizer import Tokenizer
+from loopline.agents.evaluation import run_tasks, summarize
+from loopline.agents.proposer import Candidate, best_of, propose, propose_by_command
+from loopline.agents.search import dominates, frontier, search
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, read_jsonl
+from loopline.harness.calls import write_call
+from loopline.harness.config import HarnessConfig
+from loopline.harness.scripted import ScriptedEngine
+from loopline.inference.engine import Sampling
+from loopline.model.tokenizer import Tokenizer
 
 FIRST = HarnessConfig(max_turns=3, max_context_tokens=4096)
 

@@ -8,14 +8,14 @@ import pytest
 from tests.harness import world
 from tests.support import make_artifact, make_context
 from tests.support_model import tiny_model
-from throughline.agents import stage
-from throughline.agents.config import HarnessSearchConfig
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, read_jsonl, write_json, write_jsonl
-from throughline.harness.config import HarnessConfig
-from throughline.harness.trajectory import Trajectory
-from throughline.model.checkpoint import save_checkpoint
-from throughline.store.artifact import Artifact, content_digest
+from loopline.agents import stage
+from loopline.agents.config import HarnessSearchConfig
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
+from loopline.harness.config import HarnessConfig
+from loopline.harness.trajectory import Trajectory
+from loopline.model.checkpoint import save_checkpoint
+from loopline.store.artifact import Artifact, content_digest
 
 CONFIG = HarnessSearchConfig(
     search_tasks=8,

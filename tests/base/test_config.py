@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from throughline.base.config import Config, Runtime, identity_of, sha256_of
+from loopline.base.config import Config, Runtime, identity_of, sha256_of
 
 
 class Place(Runtime):

@@ -5,7 +5,7 @@ import pickle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
+from loopline.base.errors import UserError
 
 
 @given(what=st.text(alphabet="abc .", min_size=1).filter(str.strip), fix=st.sampled_from(["mend it", "mend it."]))

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.faults import every_fault
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, read_jsonl, to_json, write_atomic, write_json, write_jsonl, write_text
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, read_jsonl, to_json, write_atomic, write_json, write_jsonl, write_text
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.commands.files import read_table
+from loopline.base.errors import UserError
+from loopline.commands.files import read_table
 
 text = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",), exclude_characters="\x00\r"), max_size=20)
 rows_strategy = st.lists(

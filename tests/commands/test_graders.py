@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.commands import gsm8k
-from throughline.commands.config import GRADER, PROMPTS, ProbeConfig
-from throughline.commands.graders import audit_answers, check_references, judge, load_grader, that_fit
-from throughline.grading.grade import Grade, Sample
-from throughline.grading.graders import GraderSet
-from throughline.grading.tasks import Task
+from loopline.base.errors import UserError
+from loopline.commands import gsm8k
+from loopline.commands.config import GRADER, PROMPTS, ProbeConfig
+from loopline.commands.graders import audit_answers, check_references, judge, load_grader, that_fit
+from loopline.grading.grade import Grade, Sample
+from loopline.grading.graders import GraderSet
+from loopline.grading.tasks import Task
 
 SOLVED = "She sold 48/2 = <<48/2=24>>24 clips in May.\n#### 72"
 

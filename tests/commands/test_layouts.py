@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.commands.config import DataConfig
-from throughline.commands.files import Table
-from throughline.commands.layouts import normalize
-from throughline.commands.messages import split_transcript
+from loopline.base.errors import UserError
+from loopline.commands.config import DataConfig
+from loopline.commands.files import Table
+from loopline.commands.layouts import normalize
+from loopline.commands.messages import split_transcript
 
 
 def user(text):

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from tests.commands.support import stock_checkpoint, write_rows
-from throughline.base.errors import UserError
-from throughline.base.files import read_jsonl
-from throughline.commands.config import PreferenceConfig
-from throughline.commands.preference import objective_of
-from throughline.commands.run import Request, run_command
-from throughline.model.checkpoint import load_tokenizer
-from throughline.posttrain.scoring import score_conversations
-from throughline.training.conversations import steps_example
-from throughline.training.objectives import OBJECTIVES
+from loopline.base.errors import UserError
+from loopline.base.files import read_jsonl
+from loopline.commands.config import PreferenceConfig
+from loopline.commands.preference import objective_of
+from loopline.commands.run import Request, run_command
+from loopline.model.checkpoint import load_tokenizer
+from loopline.posttrain.scoring import score_conversations
+from loopline.training.conversations import steps_example
+from loopline.training.objectives import OBJECTIVES
 
 PAIRS = [
     {"id": f"p{n}", "prompt": f"How much is {n}+1?", "chosen": f"It is {n + 1}", "rejected": f"{n + 2} clips"}

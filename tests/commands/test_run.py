@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from tests.commands.support import stock_checkpoint, write_rows
-from throughline import cli
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, read_jsonl
-from throughline.commands.run import Request, parse_columns, run_command
-from throughline.store.store import Store
+from loopline import cli
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, read_jsonl
+from loopline.commands.run import Request, parse_columns, run_command
+from loopline.store.store import Store
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not here")
@@ -193,15 +193,15 @@ def test_reject_iterates_and_keeps_held_out_questions_away(model, questions, tmp
 
 COMMAND = """
 import sys
-from throughline.cli import main
-import throughline.training.sources as sources
+from loopline.cli import main
+import loopline.training.sources as sources
 import time
 walk = sources.FamilySource.next
 def slowly(self, step):
     time.sleep(0.15)
     return walk(self, step)
 sources.FamilySource.next = slowly
-sys.argv = ["throughline", *sys.argv[1:]]
+sys.argv = ["loopline", *sys.argv[1:]]
 main()
 """
 
@@ -263,18 +263,18 @@ def test_mistakes_are_told_before_anything_is_computed(model, tmp_path, monkeypa
     empty = write_rows(tmp_path / "empty.jsonl", [*rows, {"question": "2?", "answer": " "}])
     refused(r"empty\.jsonl: 1 of 5 rows have an empty completion \(row 5\)", replace(good, data=empty))
     assert not list((tmp_path / "out").glob("store/sft*"))
-    monkeypatch.setattr(sys, "argv", ["throughline", "sft", "--model", str(bare), "--data", str(data), "--out", "x"])
+    monkeypatch.setattr(sys, "argv", ["loopline", "sft", "--model", str(bare), "--data", str(data), "--out", "x"])
     with pytest.raises(SystemExit) as ending:
         cli.main()
     assert ending.value.code == 2
-    assert capsys.readouterr().err.startswith("throughline: ")
+    assert capsys.readouterr().err.startswith("loopline: ")
 
 
 def test_the_command_prints_json(model, tmp_path, monkeypatch, capsys):
     data = write_rows(tmp_path / "mine.jsonl", [{"prompt": f"{n}+1?", "completion": str(n + 1)} for n in range(4)])
     words = ["sft", "--model", model, "--data", data, "--out", tmp_path / "out", "--set", "steps=1", "--json"]
-    monkeypatch.setattr(sys, "argv", ["throughline", *map(str, words), "--threads", "1"])
-    monkeypatch.setattr("throughline.line.stop_on_signals", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["loopline", *map(str, words), "--threads", "1"])
+    monkeypatch.setattr("loopline.line.stop_on_signals", lambda: None)
     with pytest.raises(SystemExit) as ending:
         cli.main()
     assert not ending.value.code

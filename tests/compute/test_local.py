@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from throughline.base.errors import UserError
-from throughline.compute.local import available_cores, prepare
+from loopline.base.errors import UserError
+from loopline.compute.local import available_cores, prepare
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from throughline.base.errors import UserError
-from throughline.compute.runner import LocalRunner, Resources
+from loopline.base.errors import UserError
+from loopline.compute.runner import LocalRunner, Resources
 
 
 def python(code):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from throughline.compute.team import Team
+from loopline.compute.team import Team
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from throughline.compute.threads import can_own_threads, own_threads
+from loopline.compute.threads import can_own_threads, own_threads
 
 
 def test_threads_are_set_for_the_block_alone():

@@ -5,8 +5,8 @@ import os
 import pytest
 from pydantic import ValidationError
 
-from throughline.base.config import identity_of, sha256_of
-from throughline.corpus.config import DataConfig, RawConfig
+from loopline.base.config import identity_of, sha256_of
+from loopline.corpus.config import DataConfig, RawConfig
 
 
 def identity(config):

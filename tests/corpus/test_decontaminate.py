@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.corpus.config import DecontaminationConfig, PythonConfig
-from throughline.corpus.decontaminate import HeldoutIndex, normal_form, step, task_items
-from throughline.corpus.document import make_document
-from throughline.corpus.python_source import read_python
+from loopline.base.errors import UserError
+from loopline.corpus.config import DecontaminationConfig, PythonConfig
+from loopline.corpus.decontaminate import HeldoutIndex, normal_form, step, task_items
+from loopline.corpus.document import make_document
+from loopline.corpus.python_source import read_python
 
 CONFIG = DecontaminationConfig()
 WORDS = [f"word{n}" for n in range(400)]

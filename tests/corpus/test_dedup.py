@@ -1,8 +1,8 @@
 """Exact duplicates, repeated paragraphs and boilerplate lines."""
 
-from throughline.corpus.config import DedupConfig
-from throughline.corpus.dedup import exact_step, passage_step
-from throughline.corpus.document import make_document
+from loopline.corpus.config import DedupConfig
+from loopline.corpus.dedup import exact_step, passage_step
+from loopline.corpus.document import make_document
 
 
 def prose(*texts):

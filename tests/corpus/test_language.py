@@ -1,7 +1,7 @@
 """Language identification of the prose lane."""
 
-from throughline.corpus.document import make_document
-from throughline.corpus.language import identify, step
+from loopline.corpus.document import make_document
+from loopline.corpus.language import identify, step
 
 ENGLISH = "The lamp stands on the table, and people read below it every evening until they are tired."
 GERMAN = "Die Lampe steht auf dem Tisch, und die Leute lesen jeden Abend darunter, bis sie müde werden."

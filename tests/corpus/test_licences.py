@@ -4,8 +4,8 @@ import importlib.metadata
 
 import pytest
 
-from throughline.corpus.document import make_document
-from throughline.corpus.licences import detect, step, strip_header
+from loopline.corpus.document import make_document
+from loopline.corpus.licences import detect, step, strip_header
 
 HEADER = "# Copyright 2020 The Authors.\n#\n# Licensed under the Apache License, Version 2.0\n\n"
 

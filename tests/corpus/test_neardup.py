@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.corpus.config import DedupConfig, PythonConfig
-from throughline.corpus.document import make_document
-from throughline.corpus.neardup import BINS, agreement, clusters, shingles, signatures, step
-from throughline.corpus.python_source import read_python
+from loopline.corpus.config import DedupConfig, PythonConfig
+from loopline.corpus.document import make_document
+from loopline.corpus.neardup import BINS, agreement, clusters, shingles, signatures, step
+from loopline.corpus.python_source import read_python
 
 
 def jaccard(texts):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from throughline.corpus.document import make_document
-from throughline.corpus.normalize import normalize, step
+from loopline.corpus.document import make_document
+from loopline.corpus.normalize import normalize, step
 
 
 @given(st.text())

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.corpus.document import make_document
-from throughline.corpus.pii import iban, luhn, scrub, step
+from loopline.corpus.document import make_document
+from loopline.corpus.pii import iban, luhn, scrub, step
 
 FOUND = [
     ("mail jane.doe+x@mail.example.org now", "email"),

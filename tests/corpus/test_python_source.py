@@ -4,9 +4,9 @@ import ast
 import sysconfig
 from pathlib import Path
 
-from throughline.corpus.config import PythonConfig
-from throughline.corpus.document import count_by_source
-from throughline.corpus.python_source import read_python
+from loopline.corpus.config import PythonConfig
+from loopline.corpus.document import count_by_source
+from loopline.corpus.python_source import read_python
 
 SMALL = PythonConfig(code_megabytes=0.3, docstring_megabytes=0.2, readme_megabytes=0.1, licence_megabytes=0.05)
 
@@ -24,7 +24,7 @@ def test_the_installation_gives_four_capped_sources_without_places_or_the_projec
     for document in documents:
         assert not document.path.startswith("/")
         assert place not in document.text
-        assert "throughline" not in document.id
+        assert "loopline" not in document.id
 
 
 def test_code_is_the_file_and_docstrings_are_prose_of_that_file():

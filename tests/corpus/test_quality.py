@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.corpus.config import CODE, PROSE, PythonConfig, QualityRules
-from throughline.corpus.document import make_document
-from throughline.corpus.python_source import read_python
-from throughline.corpus.quality import STOP_WORDS, profile, step
+from loopline.corpus.config import CODE, PROSE, PythonConfig, QualityRules
+from loopline.corpus.document import make_document
+from loopline.corpus.python_source import read_python
+from loopline.corpus.quality import STOP_WORDS, profile, step
 
 texts = st.lists(
     st.lists(

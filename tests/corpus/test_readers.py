@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.corpus.config import SourceConfig
-from throughline.corpus.document import make_document, read_documents, write_documents
-from throughline.corpus.readers import decode, extract_html, read_source, sample
+from loopline.base.errors import UserError
+from loopline.corpus.config import SourceConfig
+from loopline.corpus.document import make_document, read_documents, write_documents
+from loopline.corpus.readers import decode, extract_html, read_source, sample
 
 PAGE = """<html><head><title>t</title><script>var x = 1;</script></head><body><nav><a href="/">Home</a>
 <a>Login</a></nav><main><h1>Lamps</h1><p>A lamp gives light. Caf&eacute;s have many of them, and people read below them
@@ -72,8 +72,8 @@ def test_kind_reads_only_that_kind_and_takes_a_single_file_of_any_suffix(tmp_pat
         ("x.jsonl", '{"text": "ok"}\n{"body": "no"}\n', r"x\.jsonl, line 2: no text under the key 'text'"),
         ("x.jsonl", "[1]\n", r"line 1: no text under the key"),
         ("x.parquet", "not parquet at all", r"x\.parquet is not a readable Parquet file"),
-        ("x.png", "", "holds no text that Throughline reads"),
-        ("x.txt", "  \n", "holds no text that Throughline reads"),
+        ("x.png", "", "holds no text that Loopline reads"),
+        ("x.txt", "  \n", "holds no text that Loopline reads"),
     ],
 )
 def test_broken_files_are_refused_by_name(tmp_path, name, content, message):

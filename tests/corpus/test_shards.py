@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.corpus.document import make_document
-from throughline.corpus.shards import mixture, token_dtype, write_split
-from throughline.corpus.tokenizer import plain, train
+from loopline.base.errors import UserError
+from loopline.corpus.document import make_document
+from loopline.corpus.shards import mixture, token_dtype, write_split
+from loopline.corpus.tokenizer import plain, train
 
 
 def test_streams_hold_every_document_closed_by_the_end_mark(tmp_path):

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from throughline.corpus.config import DecontaminationConfig, DedupConfig
-from throughline.corpus.document import make_document
-from throughline.corpus.split import choose, leaked
+from loopline.corpus.config import DecontaminationConfig, DedupConfig
+from loopline.corpus.document import make_document
+from loopline.corpus.split import choose, leaked
 
 
 def random_texts(count, words=200, seed=0):

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.support import make_artifact, make_context
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, read_jsonl, write_jsonl
-from throughline.corpus.config import DataConfig, RawConfig, TasksConfig, TrafficDataConfig
-from throughline.corpus.decontaminate import HeldoutIndex
-from throughline.corpus.document import read_documents
-from throughline.corpus.stage import data, raw, separate, tasks, traffic_data
-from throughline.model.tokenizer import Tokenizer
-from throughline.training.shards import ShardSet
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, read_jsonl, write_jsonl
+from loopline.corpus.config import DataConfig, RawConfig, TasksConfig, TrafficDataConfig
+from loopline.corpus.decontaminate import HeldoutIndex
+from loopline.corpus.document import read_documents
+from loopline.corpus.stage import data, raw, separate, tasks, traffic_data
+from loopline.model.tokenizer import Tokenizer
+from loopline.training.shards import ShardSet
 
 GENERATORS = {
     "train": {

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.corpus.config import PythonConfig
-from throughline.corpus.document import make_document
-from throughline.corpus.python_source import read_python
-from throughline.corpus.tokenizer import plain, save, train, training_texts
-from throughline.model.tokenizer import SPECIAL_TOKENS, Tokenizer
+from loopline.base.errors import UserError
+from loopline.corpus.config import PythonConfig
+from loopline.corpus.document import make_document
+from loopline.corpus.python_source import read_python
+from loopline.corpus.tokenizer import plain, save, train, training_texts
+from loopline.model.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "Answer in one word.\n"},

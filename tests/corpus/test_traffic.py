@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from throughline.corpus.config import DecontaminationConfig, TrafficDataConfig
-from throughline.corpus.decontaminate import HeldoutIndex
-from throughline.corpus.traffic import collect, judge
+from loopline.corpus.config import DecontaminationConfig, TrafficDataConfig
+from loopline.corpus.decontaminate import HeldoutIndex
+from loopline.corpus.traffic import collect, judge
 
 HELD_OUT = "Jon has 5 apples. Jon buys 17 more and gives 13 to Ann. How many apples does Jon have?"
 INDEX = HeldoutIndex([("h", HELD_OUT)], DecontaminationConfig())

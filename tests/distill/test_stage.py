@@ -13,22 +13,22 @@ from tests.support_stages import (
     check_training_stage,
     cut_off,
 )
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, read_jsonl, write_json, write_jsonl
-from throughline.distill import stage as module
-from throughline.distill.config import QuantizeConfig, StudentBaseConfig, StudentConfig, TracesConfig
-from throughline.distill.stage import quantize, student, student_base, traces
-from throughline.grading.grade import Sample
-from throughline.grading.graders import GraderSet
-from throughline.grading.tasks import load_tasks
-from throughline.inference.engine import TorchEngine
-from throughline.model.checkpoint import load_model
-from throughline.store.artifact import content_digest
-from throughline.training import finetune
-from throughline.training.batch import Batch
-from throughline.training.objectives import NextToken
-from throughline.training.shards import ShardSet
-from throughline.training.sources import FamilySource
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
+from loopline.distill import stage as module
+from loopline.distill.config import QuantizeConfig, StudentBaseConfig, StudentConfig, TracesConfig
+from loopline.distill.stage import quantize, student, student_base, traces
+from loopline.grading.grade import Sample
+from loopline.grading.graders import GraderSet
+from loopline.grading.tasks import load_tasks
+from loopline.inference.engine import TorchEngine
+from loopline.model.checkpoint import load_model
+from loopline.store.artifact import content_digest
+from loopline.training import finetune
+from loopline.training.batch import Batch
+from loopline.training.objectives import NextToken
+from loopline.training.shards import ShardSet
+from loopline.training.sources import FamilySource
 
 TRACES = TracesConfig(prompts=20, samples=3, temperature=1.2, max_new_tokens=8, minimum=2)
 STUDENT = StudentConfig(

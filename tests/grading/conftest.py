@@ -2,11 +2,11 @@
 
 import pytest
 
-from throughline.corpus.generators.config import GeneratorConfig, TrainCounts
-from throughline.corpus.generators.generate import generate_tasks
-from throughline.grading.config import DEFAULT_DEFINITIONS
-from throughline.grading.graders import GraderSet
-from throughline.grading.tasks import task_from_row
+from loopline.corpus.generators.config import GeneratorConfig, TrainCounts
+from loopline.corpus.generators.generate import generate_tasks
+from loopline.grading.config import DEFAULT_DEFINITIONS
+from loopline.grading.graders import GraderSet
+from loopline.grading.tasks import task_from_row
 
 COUNTS = TrainCounts(arithmetic=60, word_problem=60, ordering=60, code=60, format=60, safety=80, lookup=60)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from throughline.base.errors import UserError
-from throughline.grading.audit import audit, failed_probes, require_passed
-from throughline.grading.graders import GraderSet
+from loopline.base.errors import UserError
+from loopline.grading.audit import audit, failed_probes, require_passed
+from loopline.grading.graders import GraderSet
 
 REASONING = ["arithmetic", "word_problem", "ordering"]
 

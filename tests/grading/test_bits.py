@@ -8,10 +8,10 @@ import torch
 
 from tests.support import make_artifact, make_context
 from tests.support_model import tiny_model
-from throughline.base.files import write_json
-from throughline.grading.bits import bits_per_byte, window_nats
-from throughline.grading.config import EvaluateConfig
-from throughline.grading.stage import bits_rows
+from loopline.base.files import write_json
+from loopline.grading.bits import bits_per_byte, window_nats
+from loopline.grading.config import EvaluateConfig
+from loopline.grading.stage import bits_rows
 
 
 def windows(n, length, seed=0):

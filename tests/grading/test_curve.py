@@ -5,13 +5,13 @@ import pytest
 from tests.grading.test_stage import inputs as inputs
 from tests.support import make_context
 from tests.support_model import tiny_tokenizer
-from throughline.base.files import read_json
-from throughline.grading.config import EvaluateConfig
-from throughline.grading.curve import budget_curve
-from throughline.grading.stage import evaluate
-from throughline.inference.engine import Completion
-from throughline.model.tokenizer import END, THINK, THINK_END
-from throughline.store.artifact import content_digest
+from loopline.base.files import read_json
+from loopline.grading.config import EvaluateConfig
+from loopline.grading.curve import budget_curve
+from loopline.grading.stage import evaluate
+from loopline.inference.engine import Completion
+from loopline.model.tokenizer import END, THINK, THINK_END
+from loopline.store.artifact import content_digest
 
 
 class Thinker:
@@ -76,7 +76,7 @@ def test_the_stage_writes_a_curve_when_asked_and_the_same_one_again(tmp_path, in
 
 @pytest.mark.parametrize("budget", [None, 3])
 def test_items_say_nothing_of_budgets_unless_asked(tasks, graders, tmp_path, budget):
-    from throughline.grading.evaluate import answer_tasks
+    from loopline.grading.evaluate import answer_tasks
 
     chosen = [task for task in tasks if task.family == "arithmetic"][:2]
     engine = Thinker(tiny_tokenizer(tmp_path), chosen, 5)

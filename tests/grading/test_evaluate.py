@@ -3,10 +3,10 @@
 import pytest
 
 from tests.support_model import tiny_tokenizer
-from throughline.grading.config import EvaluateConfig
-from throughline.grading.evaluate import answer_tasks, summarize, task_seed
-from throughline.grading.graders import GraderSet
-from throughline.inference.engine import Completion
+from loopline.grading.config import EvaluateConfig
+from loopline.grading.evaluate import answer_tasks, summarize, task_seed
+from loopline.grading.graders import GraderSet
+from loopline.inference.engine import Completion
 
 
 class Oracle:

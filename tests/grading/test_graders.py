@@ -2,12 +2,12 @@
 
 import pytest
 
-from throughline.base.errors import UserError
-from throughline.base.files import write_json
-from throughline.grading.config import DEFAULT_DEFINITIONS
-from throughline.grading.grade import Sample
-from throughline.grading.graders import GraderSet
-from throughline.grading.tasks import task_from_row
+from loopline.base.errors import UserError
+from loopline.base.files import write_json
+from loopline.grading.config import DEFAULT_DEFINITIONS
+from loopline.grading.grade import Sample
+from loopline.grading.graders import GraderSet
+from loopline.grading.tasks import task_from_row
 
 TASK = task_from_row(
     {
@@ -225,7 +225,7 @@ def test_code_is_graded_by_values(graders, text, score, flag):
 
 
 def test_a_failing_sandbox_gives_no_score(monkeypatch):
-    from throughline.sandbox import runner
+    from loopline.sandbox import runner
 
     with GraderSet.from_defs({"code_tests": {"type": "code_tests"}}) as graders:
         unavailable = runner.Result("unavailable", error="two workers fell silent")

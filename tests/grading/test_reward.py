@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from throughline.grading.grade import Grade, Sample
-from throughline.grading.reward import (
+from loopline.grading.grade import Grade, Sample
+from loopline.grading.reward import (
     LengthConfig,
     RewardConfig,
     ToggleConfig,
@@ -20,7 +20,7 @@ from throughline.grading.reward import (
     repetition,
     shape_by_length,
 )
-from throughline.grading.tasks import task_from_row
+from loopline.grading.tasks import task_from_row
 
 TASK = task_from_row(
     {

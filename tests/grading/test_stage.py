@@ -4,14 +4,14 @@ import pytest
 
 from tests.support import make_artifact, make_context
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, read_jsonl, write_json
-from throughline.corpus.generators.config import GeneratorConfig, TrainCounts
-from throughline.corpus.generators.generate import write_tasks
-from throughline.grading.config import DEFAULT_DEFINITIONS, FAMILIES, REASONING, EvaluateConfig, GradersConfig
-from throughline.grading.stage import evaluate, graders
-from throughline.model.checkpoint import save_checkpoint
-from throughline.store.artifact import content_digest
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, read_jsonl, write_json
+from loopline.corpus.generators.config import GeneratorConfig, TrainCounts
+from loopline.corpus.generators.generate import write_tasks
+from loopline.grading.config import DEFAULT_DEFINITIONS, FAMILIES, REASONING, EvaluateConfig, GradersConfig
+from loopline.grading.stage import evaluate, graders
+from loopline.model.checkpoint import save_checkpoint
+from loopline.store.artifact import content_digest
 
 COUNTS = TrainCounts(arithmetic=30, word_problem=30, ordering=30, code=30, format=30, safety=40, lookup=30)
 

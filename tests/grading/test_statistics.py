@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.grading.statistics import (
+from loopline.grading.statistics import (
     bootstrap,
     holm,
     mcnemar,

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from throughline.base.errors import UserError
-from throughline.grading.tasks import load_tasks, task_from_row
+from loopline.base.errors import UserError
+from loopline.grading.tasks import load_tasks, task_from_row
 
 ROW = {
     "id": "a-1",

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.grading.grade import Sample, split_thinking
-from throughline.grading.graders import GraderSet
-from throughline.grading.tasks import task_from_row
+from loopline.base.errors import UserError
+from loopline.grading.grade import Sample, split_thinking
+from loopline.grading.graders import GraderSet
+from loopline.grading.tasks import task_from_row
 
 GRADERS = GraderSet.from_defs({n: {"type": n} for n in ("final_answer", "steps", "format_check", "refusal")})
 

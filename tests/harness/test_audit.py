@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from tests.harness import world
-from throughline.base.errors import UserError
-from throughline.grading.grade import Grade
-from throughline.harness.audit import audit_environment, require
-from throughline.harness.environment import EpisodeState
-from throughline.harness.lookup import LookupEnvironment
-from throughline.harness.tools import ToolResult
+from loopline.base.errors import UserError
+from loopline.grading.grade import Grade
+from loopline.harness.audit import audit_environment, require
+from loopline.harness.environment import EpisodeState
+from loopline.harness.lookup import LookupEnvironment
+from loopline.harness.tools import ToolResult
 
 
 class FlakyTools(LookupEnvironment):

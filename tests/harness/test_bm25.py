@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.harness.bm25 import BM25, singular
+from loopline.harness.bm25 import BM25, singular
 
 COLOURS, THINGS = ("blue", "red", "green"), ("lamp", "cup", "brush", "box")
 DOCUMENTS = [

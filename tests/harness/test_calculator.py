@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.harness.arithmetic import wrong_step
-from throughline.harness.calculator import CalculatorError, calculate, evaluate
+from loopline.harness.arithmetic import wrong_step
+from loopline.harness.calculator import CalculatorError, calculate, evaluate
 
 numbers = st.integers(0, 60).map(str)
 expressions = st.recursive(

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.harness.calls import Call, asks_tool, nearest_tool, parse_call, repair_call, write_call
-from throughline.harness.lookup import CALCULATOR
-from throughline.harness.tools import Tool, ToolResult, as_plain_text
+from loopline.harness.calls import Call, asks_tool, nearest_tool, parse_call, repair_call, write_call
+from loopline.harness.lookup import CALCULATOR
+from loopline.harness.tools import Tool, ToolResult, as_plain_text
 
 SEARCH = Tool(
     name="search",

@@ -7,13 +7,13 @@ import pytest
 
 from tests.harness import world
 from tests.support_model import tiny_model
-from throughline.harness.calls import write_call
-from throughline.harness.config import HarnessConfig
-from throughline.harness.program import Harness, final_answer
-from throughline.harness.scripted import ScriptedEngine
-from throughline.harness.trajectory import Trajectory
-from throughline.inference.engine import Sampling, TorchEngine
-from throughline.model.tokenizer import ASSISTANT, END, TOOL, Tokenizer
+from loopline.harness.calls import write_call
+from loopline.harness.config import HarnessConfig
+from loopline.harness.program import Harness, final_answer
+from loopline.harness.scripted import ScriptedEngine
+from loopline.harness.trajectory import Trajectory
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.model.tokenizer import ASSISTANT, END, TOOL, Tokenizer
 
 GREEDY = Sampling(max_new_tokens=200, temperature=0)
 

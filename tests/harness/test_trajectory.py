@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.harness.trajectory import Trajectory
+from loopline.harness.trajectory import Trajectory
 
 tokens = st.lists(st.integers(0, 999), max_size=6)
 steps = st.lists(st.tuples(st.integers(0, 50), tokens, st.booleans(), st.booleans()), max_size=12)

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.compute.team import Team
-from throughline.inference import compiled_step, scheduler
-from throughline.inference.compiled_step import CompiledStep
-from throughline.inference.completion import Request
-from throughline.inference.decode_step import ModelStep, decode_step, is_plain
-from throughline.inference.engine import Sampling, TorchEngine
-from throughline.inference.scheduler import Scheduler
-from throughline.inference.slots import Slots
+from loopline.compute.team import Team
+from loopline.inference import compiled_step, scheduler
+from loopline.inference.compiled_step import CompiledStep
+from loopline.inference.completion import Request
+from loopline.inference.decode_step import ModelStep, decode_step, is_plain
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.inference.scheduler import Scheduler
+from loopline.inference.slots import Slots
 
 KINDS = {
     "qwen3": {},
@@ -158,9 +158,9 @@ import sys
 import torch
 from tests.support_model import tiny_model
 from tests.inference.test_compiled_step import PROMPTS, stepped
-from throughline.compute.team import Team
-from throughline.inference.compiled_step import CompiledStep
-from throughline.inference.sampling import Sampling, Scratch, draw
+from loopline.compute.team import Team
+from loopline.inference.compiled_step import CompiledStep
+from loopline.inference.sampling import Sampling, Scratch, draw
 model = tiny_model(3)
 with torch.no_grad():
     for number, parameter in enumerate(model.parameters()):

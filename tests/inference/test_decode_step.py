@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.inference.decode_step import step_threads
-from throughline.inference.engine import Sampling, TorchEngine
+from loopline.inference.decode_step import step_threads
+from loopline.inference.engine import Sampling, TorchEngine
 
 
 def test_small_models_step_on_one_thread():

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.inference.engine import Sampling, TorchEngine, draw_uniforms, sample
+from loopline.base.errors import UserError
+from loopline.inference.engine import Sampling, TorchEngine, draw_uniforms, sample
 
 
 @pytest.fixture(scope="module")

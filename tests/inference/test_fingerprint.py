@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.inference.engine import Sampling, TorchEngine
-from throughline.inference.fingerprint import fingerprint
+from loopline.base.errors import UserError
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.inference.fingerprint import fingerprint
 
 
 @pytest.fixture

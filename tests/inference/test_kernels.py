@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.compute.team import Team
-from throughline.inference import kernels, sampling
-from throughline.inference.sampling import Sampling, Scratch, draw
+from loopline.base.errors import UserError
+from loopline.compute.team import Team
+from loopline.inference import kernels, sampling
+from loopline.inference.sampling import Sampling, Scratch, draw
 
 
 def numbers(seed, *shape):

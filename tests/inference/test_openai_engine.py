@@ -7,13 +7,13 @@ import httpx
 import pytest
 
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.inference.engine import Engine, Sampling, TorchEngine
-from throughline.inference.openai_engine import OpenAIEngine, messages_of
-from throughline.model.tokenizer import SPECIAL_TOKENS
-from throughline.serve.app import create_app
-from throughline.serve.config import ServeConfig
-from throughline.serve.model import ServedModel
+from loopline.base.errors import UserError
+from loopline.inference.engine import Engine, Sampling, TorchEngine
+from loopline.inference.openai_engine import OpenAIEngine, messages_of
+from loopline.model.tokenizer import SPECIAL_TOKENS
+from loopline.serve.app import create_app
+from loopline.serve.config import ServeConfig
+from loopline.serve.model import ServedModel
 
 URL = "http://server/v1"
 
@@ -35,7 +35,7 @@ def app(local):
 def remote(app, local):
     return OpenAIEngine(
         URL,
-        "throughline",
+        "loopline",
         local.tokenizer,
         api_key="a secret key",
         mode="chat",
@@ -74,7 +74,7 @@ def test_the_server_gives_what_the_engine_gives(remote, local):
 
 
 def test_replies_in_text_need_no_tokenizer(app, local):
-    engine = OpenAIEngine(URL, "throughline", api_key="a secret key", transport=httpx.ASGITransport(app=app))
+    engine = OpenAIEngine(URL, "loopline", api_key="a secret key", transport=httpx.ASGITransport(app=app))
     asked = conversations(2)
     replies = engine.chat(asked, Sampling(6, temperature=0, n=2))
     for messages, group in zip(asked, replies, strict=True):
@@ -112,7 +112,7 @@ def test_streaming_gives_what_generating_gives(remote, local):
     ],
 )
 def test_refusals_say_what_to_change(app, local, change, message):
-    settings = {"model": "throughline", "api_key": "a secret key", **change}
+    settings = {"model": "loopline", "api_key": "a secret key", **change}
     transport = httpx.ASGITransport(app=app)
     engine = OpenAIEngine(URL, tokenizer=local.tokenizer, mode="chat", transport=transport, **settings)
     with pytest.raises(UserError, match=message):

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.inference.sampling import Sampling, Scratch, draw, draw_uniforms, kept, row_generator, sample
+from loopline.base.errors import UserError
+from loopline.inference.sampling import Sampling, Scratch, draw, draw_uniforms, kept, row_generator, sample
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.inference.compiled_step import CompiledStep
-from throughline.inference.engine import Request, Sampling, TorchEngine
-from throughline.inference.scheduler import Scheduler
+from loopline.base.errors import UserError
+from loopline.inference.compiled_step import CompiledStep
+from loopline.inference.engine import Request, Sampling, TorchEngine
+from loopline.inference.scheduler import Scheduler
 
 STOPS = tuple(range(10, 70))
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_model
-from throughline.inference.slots import EVEN, Slots
+from loopline.inference.slots import EVEN, Slots
 
 MODEL = tiny_model()
 

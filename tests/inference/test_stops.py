@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.inference.engine import Sampling, TorchEngine
-from throughline.inference.stops import StopTexts
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.inference.stops import StopTexts
 
 
 @pytest.fixture(scope="module")

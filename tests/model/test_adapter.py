@@ -7,9 +7,9 @@ import torch
 import transformers
 
 from tests.model.families import FAMILIES, OTHERS, SIZES, save_random
-from throughline.base.errors import UserError
-from throughline.inference.engine import Sampling, TorchEngine
-from throughline.model.adapter import (
+from loopline.base.errors import UserError
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.model.adapter import (
     LoRAConfig,
     add_adapter,
     disabled,
@@ -17,8 +17,8 @@ from throughline.model.adapter import (
     merged_state,
     save_adapter,
 )
-from throughline.model.checkpoint import load_model, save_checkpoint
-from throughline.model.huggingface import load_huggingface
+from loopline.model.checkpoint import load_model, save_checkpoint
+from loopline.model.huggingface import load_huggingface
 
 peft = pytest.importorskip("peft")
 KINDS = {name: FAMILIES[name] for name in ("llama 3", "qwen2", "qwen3")} | {"gpt2": OTHERS["gpt2"]}
@@ -159,5 +159,5 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
         return real(name, *arguments, **named)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(UserError, match=r"throughline\[peft\]"):
+    with pytest.raises(UserError, match=r"loopline\[peft\]"):
         add_adapter(model, LoRAConfig())

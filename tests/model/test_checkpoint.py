@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from throughline.base.errors import UserError
-from throughline.model.checkpoint import load_model, save_checkpoint
-from throughline.model.config import ModelConfig
-from throughline.model.decoder import Decoder
+from loopline.base.errors import UserError
+from loopline.model.checkpoint import load_model, save_checkpoint
+from loopline.model.config import ModelConfig
+from loopline.model.decoder import Decoder
 
 
 def build(qk_norm: bool, tied: bool) -> Decoder:

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_config, tiny_model
-from throughline.base.errors import UserError
-from throughline.model.checkpoint import load_model, save_checkpoint
-from throughline.model.config import ModelConfig
-from throughline.model.decoder import Decoder, KeyValueCache
-from throughline.model.elementwise import rotate
-from throughline.training.batch import Example, build_batch
+from loopline.base.errors import UserError
+from loopline.model.checkpoint import load_model, save_checkpoint
+from loopline.model.config import ModelConfig
+from loopline.model.decoder import Decoder, KeyValueCache
+from loopline.model.elementwise import rotate
+from loopline.training.batch import Example, build_batch
 
 SHAPES = {
     "qk norm, tied": {"qk_norm": True, "tie_word_embeddings": True},

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from throughline.model import elementwise
-from throughline.model.elementwise import RMSNorm, gated, rms_norm, rotate, split_heads
+from loopline.model import elementwise
+from loopline.model.elementwise import RMSNorm, gated, rms_norm, rotate, split_heads
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

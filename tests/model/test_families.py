@@ -10,13 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.model.families import EXPERTS, FAMILIES, SIZES, save_random
-from throughline.base.errors import UserError
-from throughline.model.checkpoint import load_model, save_checkpoint
-from throughline.model.config import ModelConfig
-from throughline.model.decoder import Decoder
-from throughline.model.layout import join_experts, split_fused_experts
-from throughline.training.batch import Example, build_batch
-from throughline.training.objectives import NextToken
+from loopline.base.errors import UserError
+from loopline.model.checkpoint import load_model, save_checkpoint
+from loopline.model.config import ModelConfig
+from loopline.model.decoder import Decoder
+from loopline.model.layout import join_experts, split_fused_experts
+from loopline.training.batch import Example, build_batch
+from loopline.training.objectives import NextToken
 
 families = pytest.mark.parametrize("family", FAMILIES)
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

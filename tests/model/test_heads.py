@@ -8,9 +8,9 @@ import transformers
 
 from tests.model.families import FAMILIES, OTHERS, save_random
 from tests.support_model import tiny_model
-from throughline.base.errors import UserError
-from throughline.model.checkpoint import load_model, save_checkpoint
-from throughline.model.heads import ScoreModel
+from loopline.base.errors import UserError
+from loopline.model.checkpoint import load_model, save_checkpoint
+from loopline.model.heads import ScoreModel
 
 KINDS = {name: FAMILIES[name] for name in ("llama 3", "qwen2", "qwen3", "qwen3 some experts")} | {
     name: OTHERS[name] for name in ("gpt2", "mistral, sliding")

@@ -8,11 +8,11 @@ import transformers
 from safetensors.torch import load_file
 
 from tests.model.families import FAMILIES, OTHERS, SIZES, save_random
-from throughline.base.errors import UserError
-from throughline.inference.engine import Sampling, TorchEngine
-from throughline.model.checkpoint import load_model, save_checkpoint
-from throughline.model.huggingface import HuggingFaceModel, load_huggingface
-from throughline.training.batch import Example, build_batch
+from loopline.base.errors import UserError
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.model.checkpoint import load_model, save_checkpoint
+from loopline.model.huggingface import HuggingFaceModel, load_huggingface
+from loopline.training.batch import Example, build_batch
 
 others = pytest.mark.parametrize("kind", OTHERS)
 
@@ -138,7 +138,7 @@ def test_without_transformers_the_error_names_the_extra(checkpoints, monkeypatch
         return real(name, *arguments, **named)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(UserError, match=r"gpt2.*Fix: pip install 'throughline\[hf\]'"):
+    with pytest.raises(UserError, match=r"gpt2.*Fix: pip install 'loopline\[hf\]'"):
         load_model(checkpoints["gpt2"][0])
 
 
@@ -149,7 +149,7 @@ def test_the_decoders_families_need_no_transformers(tmp_path):
     save_random(lambda: transformers.Qwen2Config(**SIZES), tmp_path)
     code = (
         "import sys; sys.modules['transformers'] = None\n"
-        "import pathlib\nfrom throughline.model.checkpoint import load_model\n"
+        "import pathlib\nfrom loopline.model.checkpoint import load_model\n"
         "print(type(load_model(pathlib.Path(sys.argv[1]))).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

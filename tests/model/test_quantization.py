@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_model
-from throughline.model.checkpoint import load_model, save_checkpoint
-from throughline.model.quantization import dequantize_rows, pack, quantize_rows, unpack
+from loopline.model.checkpoint import load_model, save_checkpoint
+from loopline.model.quantization import dequantize_rows, pack, quantize_rows, unpack
 
 
 @given(seed=st.integers(0, 999), scale=st.sampled_from([1e-6, 1.0, 1e4]))

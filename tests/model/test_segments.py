@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_model
-from throughline.model.heads import ScoreModel
-from throughline.model.segments import BUCKET_PAIRS, STEP, Segments, bucket_shapes, price
+from loopline.model.heads import ScoreModel
+from loopline.model.segments import BUCKET_PAIRS, STEP, Segments, bucket_shapes, price
 
 LENGTHS = st.lists(st.lists(st.integers(1, 23), min_size=1, max_size=4), min_size=1, max_size=4)
 

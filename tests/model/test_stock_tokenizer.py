@@ -12,11 +12,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tests.model.templates import CONTROL, INNER, TEMPLATES, save_stock
 from tests.support_model import tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.model.checkpoint import load_tokenizer
-from throughline.model.stock_tokenizer import StockTokenizer
-from throughline.model.tokenizer import Tokenizer
-from throughline.training.conversations import message_example
+from loopline.base.errors import UserError
+from loopline.model.checkpoint import load_tokenizer
+from loopline.model.stock_tokenizer import StockTokenizer
+from loopline.model.tokenizer import Tokenizer
+from loopline.training.conversations import message_example
 
 CALL = {"type": "function", "function": {"name": "search", "arguments": {"query": "blue lamp"}}}
 SYSTEM, ASK, AGAIN = (

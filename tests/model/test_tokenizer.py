@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.corpus import tokenizer as training
-from throughline.model.tokenizer import (
+from loopline.base.errors import UserError
+from loopline.corpus import tokenizer as training
+from loopline.model.tokenizer import (
     ASSISTANT,
     END,
     ROLE_IDS,

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.plan.config import RemixConfig
-from throughline.plan.mixture import remix, scale_within
+from loopline.base.errors import UserError
+from loopline.plan.config import RemixConfig
+from loopline.plan.mixture import remix, scale_within
 
 ENOUGH = {"code": 10**9, "maths": 10**9, "web": 10**9}
 EVEN = {"code": 0.3, "maths": 0.3, "web": 0.4}

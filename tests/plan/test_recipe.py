@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from throughline.base.errors import UserError
-from throughline.model.config import ModelConfig
-from throughline.plan import laws
-from throughline.plan.config import BudgetConfig, PlanConfig, ServingConfig
-from throughline.plan.recipe import make_plan
+from loopline.base.errors import UserError
+from loopline.model.config import ModelConfig
+from loopline.plan import laws
+from loopline.plan.config import BudgetConfig, PlanConfig, ServingConfig
+from loopline.plan.recipe import make_plan
 
 PLENTY = {"web": 10**15}
 budgets = st.floats(8, 24).map(lambda exponent: 10.0**exponent)

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from tests.support import make_artifact, make_context
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, write_json
-from throughline.model.config import ModelConfig
-from throughline.plan import stage
-from throughline.plan.config import BudgetConfig, PlanConfig, RemixConfig
-from throughline.store.artifact import Artifact, content_digest
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, write_json
+from loopline.model.config import ModelConfig
+from loopline.plan import stage
+from loopline.plan.config import BudgetConfig, PlanConfig, RemixConfig
+from loopline.store.artifact import Artifact, content_digest
 
 
 def data(path: Path, **tokens: int) -> Artifact:

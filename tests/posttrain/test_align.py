@@ -5,19 +5,19 @@ import torch
 
 from tests.support import make_artifact, make_context
 from tests.support_stages import OFTEN, Killed, changed_weights, check_training_stage, cut_off
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, read_jsonl, write_json
-from throughline.grading.config import DEFAULT_DEFINITIONS
-from throughline.grading.grade import Sample
-from throughline.grading.graders import GraderSet
-from throughline.grading.tasks import load_tasks, task_from_row
-from throughline.inference.engine import Completion, Sampling, TorchEngine
-from throughline.model.checkpoint import load_model, load_tokenizer
-from throughline.posttrain.align import choose_tasks, with_reference
-from throughline.posttrain.config import AlignConfig
-from throughline.posttrain.preferences import build_pairs
-from throughline.posttrain.stage import align
-from throughline.training import loop
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, read_jsonl, write_json
+from loopline.grading.config import DEFAULT_DEFINITIONS
+from loopline.grading.grade import Sample
+from loopline.grading.graders import GraderSet
+from loopline.grading.tasks import load_tasks, task_from_row
+from loopline.inference.engine import Completion, Sampling, TorchEngine
+from loopline.model.checkpoint import load_model, load_tokenizer
+from loopline.posttrain.align import choose_tasks, with_reference
+from loopline.posttrain.config import AlignConfig
+from loopline.posttrain.preferences import build_pairs
+from loopline.posttrain.stage import align
+from loopline.training import loop
 
 SMALL = AlignConfig(
     prompts=16, retain_prompts=9, samples=4, temperature=1.3, max_new_tokens=40, steps=6, pairs_per_step=4,

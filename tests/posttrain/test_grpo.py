@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 
 from tests.support import make_artifact, make_context
 from tests.support_stages import OFTEN, Killed, assert_checkpoint, changed_weights, check_training_stage, cut_off
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, read_jsonl, write_json, write_jsonl
-from throughline.grading.reward import RewardConfig
-from throughline.inference.engine import TorchEngine
-from throughline.posttrain import grpo as module
-from throughline.posttrain.config import GRPOConfig
-from throughline.posttrain.stage import grpo
-from throughline.rl.rollout_config import RolloutConfig, RolloutRuntime
-from throughline.store.artifact import content_digest
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
+from loopline.grading.reward import RewardConfig
+from loopline.inference.engine import TorchEngine
+from loopline.posttrain import grpo as module
+from loopline.posttrain.config import GRPOConfig
+from loopline.posttrain.stage import grpo
+from loopline.rl.rollout_config import RolloutConfig, RolloutRuntime
+from loopline.store.artifact import content_digest
 
 CONFIG = GRPOConfig(
     steps=6,

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.posttrain.overlap import RUN, HeldoutText, similarity, words_of
+from loopline.posttrain.overlap import RUN, HeldoutText, similarity, words_of
 
 NAMES = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op", "qr", "st", "uv", "wx", "yz", "1", "2", "3", "44"]
 words = st.lists(st.sampled_from(NAMES), max_size=30)

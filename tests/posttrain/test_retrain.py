@@ -6,14 +6,14 @@ import pytest
 
 from tests.support import make_artifact, make_context
 from tests.support_stages import OFTEN, changed_weights, check_training_stage
-from throughline.base.errors import UserError
-from throughline.base.files import write_jsonl
-from throughline.model.checkpoint import load_model, load_tokenizer
-from throughline.posttrain.config import RetrainConfig
-from throughline.posttrain.stage import retrain
-from throughline.training.batch import build_batch
-from throughline.training.conversations import message_example
-from throughline.training.objectives import NextToken
+from loopline.base.errors import UserError
+from loopline.base.files import write_jsonl
+from loopline.model.checkpoint import load_model, load_tokenizer
+from loopline.posttrain.config import RetrainConfig
+from loopline.posttrain.stage import retrain
+from loopline.training.batch import build_batch
+from loopline.training.conversations import message_example
+from loopline.training.objectives import NextToken
 
 SMALL = RetrainConfig(
     steps=6, examples_per_step=8, rows_per_batch=4, replay={"arithmetic": 0.6, "lookup": 0.4}, runtime=OFTEN

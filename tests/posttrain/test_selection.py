@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from throughline.posttrain.config import RejectConfig
-from throughline.posttrain.overlap import HeldoutText, similarity
-from throughline.posttrain.selection import REASONS, balance, histogram, quarter, select
+from loopline.posttrain.config import RejectConfig
+from loopline.posttrain.overlap import HeldoutText, similarity
+from loopline.posttrain.selection import REASONS, balance, histogram, quarter, select
 
 
 def output(text, score=1.0, finish="stop", tokens=None, **more):

@@ -7,14 +7,14 @@ import torch
 
 from tests.support import make_artifact, make_context
 from tests.support_stages import OFTEN, PLAN, changed_weights, check_training_stage
-from throughline.base.errors import UserError
-from throughline.base.files import write_json
-from throughline.model.checkpoint import load_model
-from throughline.pretrain.config import ContinueConfig, PretrainConfig
-from throughline.pretrain.stage import continue_pretraining, pretrain
-from throughline.training.batch import Batch
-from throughline.training.objectives import NextToken
-from throughline.training.shards import ShardSet
+from loopline.base.errors import UserError
+from loopline.base.files import write_json
+from loopline.model.checkpoint import load_model
+from loopline.pretrain.config import ContinueConfig, PretrainConfig
+from loopline.pretrain.stage import continue_pretraining, pretrain
+from loopline.training.batch import Batch
+from loopline.training.objectives import NextToken
+from loopline.training.shards import ShardSet
 
 
 def heldout_loss(model, data):

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.base.files import write_json, write_jsonl
-from throughline.model.checkpoint import save_checkpoint
-from throughline.release.evidence import Evidence, Size, gather, scores
+from loopline.base.files import write_json, write_jsonl
+from loopline.model.checkpoint import save_checkpoint
+from loopline.release.evidence import Evidence, Size, gather, scores
 
 FAMILIES = ("arithmetic", "word_problem", "ordering", "code", "format", "safety")
 

@@ -7,11 +7,11 @@ import random
 import pytest
 
 from tests.release.synthetic import FAMILIES, UNSAFE, evidence, items, write_checkpoint
-from throughline.base.errors import UserError
-from throughline.model.checkpoint import load_model
-from throughline.release.choose import choose, objective
-from throughline.release.config import Gates, ReleaseConfig
-from throughline.release.evidence import checkpoint_size, refusal_metrics
+from loopline.base.errors import UserError
+from loopline.model.checkpoint import load_model
+from loopline.release.choose import choose, objective
+from loopline.release.config import Gates, ReleaseConfig
+from loopline.release.evidence import checkpoint_size, refusal_metrics
 
 
 def rates(value: float, **changes: float) -> dict[str, float]:

@@ -7,10 +7,10 @@ import random
 import pytest
 
 from tests.release.synthetic import FAMILIES, items, write_evaluation
-from throughline.base.errors import UserError
-from throughline.base.files import write_json, write_jsonl
-from throughline.release.config import GateConfig
-from throughline.release.decide import compare_families, compare_sources, decide
+from loopline.base.errors import UserError
+from loopline.base.files import write_json, write_jsonl
+from loopline.release.config import GateConfig
+from loopline.release.decide import compare_families, compare_sources, decide
 
 
 def families(before: dict[str, float], after: dict[str, float], n: int = 400):
@@ -103,7 +103,7 @@ def test_without_windows_the_intervals_decide_unpaired(tmp_path):
 
 
 def test_names_come_from_the_evaluations(tmp_path):
-    from throughline.release.decide import checkpoint_name
+    from loopline.release.decide import checkpoint_name
 
     assert checkpoint_name(write_evaluation(tmp_path / "e", {"code": 0.5}, name="retrain"), "after") == "retrain"
     assert checkpoint_name(tmp_path, "after") == "after"

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.synthetic import make_run
-from throughline.report.data import build_report
+from loopline.report.data import build_report
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from throughline.base.files import write_json, write_jsonl, write_text
-from throughline.grading.evaluate import summarize
-from throughline.graph import LINE, StageSpec
-from throughline.line import run_line
-from throughline.recipe import Recipe, parse_recipe
-from throughline.store.artifact import Artifact
-from throughline.store.context import Context
+from loopline.base.files import write_json, write_jsonl, write_text
+from loopline.grading.evaluate import summarize
+from loopline.graph import LINE, StageSpec
+from loopline.line import run_line
+from loopline.recipe import Recipe, parse_recipe
+from loopline.store.artifact import Artifact
+from loopline.store.context import Context
 
 HOSTILE = (
     '<script>alert(1)</script><img src="https://evil.example/x.png" onerror="alert(2)"> \'"&\n</code></td>'

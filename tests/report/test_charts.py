@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.report.charts import (
+from loopline.report.charts import (
     FOREST,
     HEIGHT,
     POINTS,

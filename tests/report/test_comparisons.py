@@ -3,9 +3,9 @@ import math
 import pytest
 
 from tests.report.synthetic import FAMILIES, RATES, items
-from throughline.base.files import read_jsonl
-from throughline.grading.statistics import holm, paired_comparison
-from throughline.report.comparisons import Answers, compare_pair
+from loopline.base.files import read_jsonl
+from loopline.grading.statistics import holm, paired_comparison
+from loopline.report.comparisons import Answers, compare_pair
 
 REASONING = ("arithmetic", "word_problem", "ordering")
 PAIRS = {

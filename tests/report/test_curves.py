@@ -1,5 +1,5 @@
 from tests.report.synthetic import STEPS
-from throughline.report.curves import LOSSES, RL, Chart, panels
+from loopline.report.curves import LOSSES, RL, Chart, panels
 
 
 def test_a_curve_has_one_number_per_step_and_none_where_it_was_not_finite(full_report):

@@ -9,12 +9,12 @@ import pytest
 
 from tests.report import synthetic
 from tests.report.synthetic import make_run, recipe, synthetic_line
-from throughline.base.errors import UserError
-from throughline.base.files import read_json
-from throughline.graph import LINE
-from throughline.line import run_line
-from throughline.report.data import build_report
-from throughline.store.artifact import content_digest
+from loopline.base.errors import UserError
+from loopline.base.files import read_json
+from loopline.graph import LINE
+from loopline.line import run_line
+from loopline.report.data import build_report
+from loopline.store.artifact import content_digest
 
 ASKED = {}
 
@@ -110,7 +110,7 @@ def test_a_running_stage_is_seen_from_outside(tmp_path):
 def test_a_killed_run_is_interrupted_not_running(tmp_path):
     script = (
         "import sys\nfrom pathlib import Path\nfrom tests.report.synthetic import recipe, synthetic_line\n"
-        "from throughline.line import run_line\n"
+        "from loopline.line import run_line\n"
         "line = synthetic_line({'sft': 'tests.report.synthetic:die'})\nrun_line(recipe(), Path(sys.argv[1]), line=line)"
     )
     root = Path(__file__).parents[2]
@@ -126,7 +126,7 @@ def test_a_killed_run_is_interrupted_not_running(tmp_path):
 
 
 def test_without_a_run_the_fix_is_named(tmp_path):
-    with pytest.raises(UserError, match="throughline run"):
+    with pytest.raises(UserError, match="loopline run"):
         build_report(tmp_path)
 
 

@@ -3,10 +3,10 @@ import socket
 
 import pytest
 
-from throughline.base.errors import UserError
-from throughline.base.files import write_json, write_text
-from throughline.report import fingerprint as module
-from throughline.report.fingerprint import fingerprint
+from loopline.base.errors import UserError
+from loopline.base.files import write_json, write_text
+from loopline.report import fingerprint as module
+from loopline.report.fingerprint import fingerprint
 
 
 @pytest.fixture

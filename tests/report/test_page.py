@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.report.synthetic import HOSTILE, make_run, recipe, synthetic_line
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, write_json
-from throughline.line import run_line
-from throughline.report.page import refresh_report, write_report
-from throughline.report.render import visible
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, write_json
+from loopline.line import run_line
+from loopline.report.page import refresh_report, write_report
+from loopline.report.render import visible
 
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
 ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "xlink:href", "formaction", "background"}
@@ -152,7 +152,7 @@ def test_refresh_leaves_a_true_page_alone(tmp_path):
     assert page.stat().st_ino != before.st_ino
     assert "failed" in page.read_text(encoding="utf-8")
     after = page.stat()
-    page.write_text(page.read_text(encoding="utf-8").replace('name="throughline-report"', 'name="other"'))
+    page.write_text(page.read_text(encoding="utf-8").replace('name="loopline-report"', 'name="other"'))
     refresh_report(run_dir)
     assert page.stat().st_ino != after.st_ino
 
@@ -160,7 +160,7 @@ def test_refresh_leaves_a_true_page_alone(tmp_path):
 def test_a_refresh_with_nothing_to_do_is_cheap(full_run):
     write_report(full_run)
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom throughline.report.page import refresh_report\n"
+        "import sys, time\nfrom pathlib import Path\nfrom loopline.report.page import refresh_report\n"
         "refresh_report(Path(sys.argv[1]))\n"
         "print(time.process_time(), *{'torch', 'numpy', 'pydantic', 'jinja2', 'yaml', 'rich'} & sys.modules.keys())"
     )
@@ -188,7 +188,7 @@ def test_text_that_utf8_cannot_hold_is_shown_escaped():
 
 
 def test_templates_are_installed_beside_the_code():
-    import throughline.report
+    import loopline.report
 
-    folder = Path(throughline.report.__file__).parent / "templates"
+    folder = Path(loopline.report.__file__).parent / "templates"
     assert {"page.html", "style.css"} <= {path.name for path in folder.iterdir()}

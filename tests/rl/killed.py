@@ -16,9 +16,9 @@ from pathlib import Path
 
 def arm(moment):
     """Die at the `moment`-th of the moments of this process."""
-    from throughline.inference.scheduler import Scheduler
-    from throughline.rl.sampler import Sampler
-    from throughline.training import loop
+    from loopline.inference.scheduler import Scheduler
+    from loopline.rl.sampler import Sampler
+    from loopline.training import loop
 
     left = itertools.count(1)
 
@@ -50,9 +50,9 @@ def arm(moment):
 def run(world, job):
     """The stage, as the line would run it: into a directory whose state survives."""
     from tests.support import make_context
-    from throughline.posttrain.config import GRPOConfig
-    from throughline.posttrain.stage import grpo
-    from throughline.store.artifact import Artifact
+    from loopline.posttrain.config import GRPOConfig
+    from loopline.posttrain.stage import grpo
+    from loopline.store.artifact import Artifact
 
     if job["moment"]:
         arm(job["moment"])
@@ -64,9 +64,9 @@ def main():
     import torch
 
     from tests.support_model import tiny_model
-    from throughline.posttrain import stage  # noqa: F401
-    from throughline.training import loop
-    from throughline.training.config import OptimizerConfig
+    from loopline.posttrain import stage  # noqa: F401
+    from loopline.training import loop
+    from loopline.training.config import OptimizerConfig
 
     torch.set_num_threads(1)
     loop.build_optimizers(tiny_model(), OptimizerConfig())
@@ -85,6 +85,6 @@ def main():
 
 
 if __name__ == "__main__":
-    import throughline  # noqa: F401
+    import loopline  # noqa: F401
 
     main()

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support_model import tiny_model
-from throughline.grading.config import DEFAULT_DEFINITIONS
-from throughline.grading.grade import Grade
-from throughline.grading.graders import GraderSet
-from throughline.grading.reward import RewardConfig
-from throughline.grading.tasks import Task
-from throughline.inference.engine import TorchEngine
-from throughline.model.tokenizer import Tokenizer
-from throughline.rl.config import PolicyGradientConfig
-from throughline.rl.rollout import RolloutSource
-from throughline.rl.rollout_config import RolloutConfig
-from throughline.rl.sampler import Sampler
+from loopline.grading.config import DEFAULT_DEFINITIONS
+from loopline.grading.grade import Grade
+from loopline.grading.graders import GraderSet
+from loopline.grading.reward import RewardConfig
+from loopline.grading.tasks import Task
+from loopline.inference.engine import TorchEngine
+from loopline.model.tokenizer import Tokenizer
+from loopline.rl.config import PolicyGradientConfig
+from loopline.rl.rollout import RolloutSource
+from loopline.rl.rollout_config import RolloutConfig
+from loopline.rl.sampler import Sampler
 
 CONFIG = PolicyGradientConfig(prompts_per_step=4, group_size=4, max_new_tokens=6)
 SHARES = {"arithmetic": 0.5, "ordering": 0.5}

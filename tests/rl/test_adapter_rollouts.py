@@ -5,14 +5,14 @@ import torch
 
 from tests.rl.support import CONFIG, ParityGraders, make_source, policy
 from tests.support_model import tiny_tokenizer
-from throughline.model.adapter_config import LoRAConfig
-from throughline.model.checkpoint import load_model, save_checkpoint
-from throughline.posttrain.config import GRPOConfig
-from throughline.rl.objective import GRPO
-from throughline.store.context import Context
-from throughline.training.config import OptimizerConfig, TrainConfig, TrainRuntime
-from throughline.training.loop import train
-from throughline.training.policy import load_policy, policy_weights, save_policy
+from loopline.model.adapter_config import LoRAConfig
+from loopline.model.checkpoint import load_model, save_checkpoint
+from loopline.posttrain.config import GRPOConfig
+from loopline.rl.objective import GRPO
+from loopline.store.context import Context
+from loopline.training.config import OptimizerConfig, TrainConfig, TrainRuntime
+from loopline.training.loop import train
+from loopline.training.policy import load_policy, policy_weights, save_policy
 
 pytest.importorskip("peft")
 RL = CONFIG.model_copy(update={"drop_zero_signal": False})
@@ -57,7 +57,7 @@ def test_rollouts_follow_the_adapter_and_the_base_stays(start, tokenizer, tmp_pa
 
 
 def test_a_sampler_that_never_got_the_adapter_is_noticed(start, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("throughline.rl.rollout.policy_weights", lambda model, like: like.state_dict())
+    monkeypatch.setattr("loopline.rl.rollout.policy_weights", lambda model, like: like.state_dict())
     *_, mismatch, _ = reinforce(start, tokenizer, tmp_path, 3)
     assert mismatch[-1] > 1e-2
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.rl.advantage import group_advantages
+from loopline.rl.advantage import group_advantages
 
 rewards = st.lists(st.one_of(st.none(), st.floats(-5, 5)), min_size=1, max_size=16)
 

@@ -7,18 +7,18 @@ from hypothesis import strategies as st
 
 from tests.rl.support import CONFIG, make_sampler, policy, task
 from tests.support_model import tiny_model
-from throughline.grading.grade import Grade
-from throughline.harness.trajectory import Trajectory
-from throughline.inference.engine import Completion, Sampling, TorchEngine
-from throughline.rl.examples import build_examples, example_of, score_examples, trajectory_examples
-from throughline.rl.explain import StepFacts
-from throughline.rl.group import Group
-from throughline.rl.mismatch import Mismatch, compare_logprobs, measure_mismatch
-from throughline.rl.objective import GRPO
-from throughline.rl.rollout import row_of
-from throughline.rl.sampler import Memory
-from throughline.training.batch import Example, build_batch, pack
-from throughline.training.loop import accumulate
+from loopline.grading.grade import Grade
+from loopline.harness.trajectory import Trajectory
+from loopline.inference.engine import Completion, Sampling, TorchEngine
+from loopline.rl.examples import build_examples, example_of, score_examples, trajectory_examples
+from loopline.rl.explain import StepFacts
+from loopline.rl.group import Group
+from loopline.rl.mismatch import Mismatch, compare_logprobs, measure_mismatch
+from loopline.rl.objective import GRPO
+from loopline.rl.rollout import row_of
+from loopline.rl.sampler import Memory
+from loopline.training.batch import Example, build_batch, pack
+from loopline.training.loop import accumulate
 
 
 def answer(tokens, forced, finish="stop"):

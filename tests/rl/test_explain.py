@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.grading.grade import Grade
-from throughline.grading.tasks import Task
-from throughline.inference.engine import Completion
-from throughline.rl.advantage import group_advantages
-from throughline.rl.explain import StepFacts, explain
-from throughline.rl.rollout import Group
+from loopline.grading.grade import Grade
+from loopline.grading.tasks import Task
+from loopline.inference.engine import Completion
+from loopline.rl.advantage import group_advantages
+from loopline.rl.explain import StepFacts, explain
+from loopline.rl.rollout import Group
 
 TASK = Task(id="t", family="arithmetic", messages=({"role": "user", "content": "1+1=?"},), answer="2", grader="g")
 

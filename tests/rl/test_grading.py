@@ -6,13 +6,13 @@ import time
 import pytest
 
 from tests.rl.support import CONFIG, SHARES, make_sampler, policy, task
-from throughline.grading.config import DEFAULT_DEFINITIONS
-from throughline.grading.grade import Sample
-from throughline.grading.graders import GraderSet
-from throughline.grading.reward import RewardConfig
-from throughline.inference.engine import TorchEngine
-from throughline.rl.grading import Grading
-from throughline.rl.sampler import Memory
+from loopline.grading.config import DEFAULT_DEFINITIONS
+from loopline.grading.grade import Sample
+from loopline.grading.graders import GraderSet
+from loopline.grading.reward import RewardConfig
+from loopline.inference.engine import TorchEngine
+from loopline.rl.grading import Grading
+from loopline.rl.sampler import Memory
 
 SOURCE = "def grade(sample, item):\n    return (len(sample['output_text']) % 5) / 4\n"
 DEFINITIONS = {

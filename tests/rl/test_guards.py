@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.rl.guards import (
+from loopline.rl.guards import (
     EntropyGuard,
     KLGuard,
     LengthGuard,

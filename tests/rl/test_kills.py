@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support_stages import world
-from throughline.base.files import read_jsonl
-from throughline.store.artifact import content_digest
+from loopline.base.files import read_jsonl
+from loopline.store.artifact import content_digest
 
 __all__ = ["world"]
 CONFIG = {

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.support_model import tiny_model
-from throughline.rl.objective import GRPO, clipped_surrogate
-from throughline.training.batch import Example, build_batch
-from throughline.training.objectives import score_tokens
+from loopline.rl.objective import GRPO, clipped_surrogate
+from loopline.training.batch import Example, build_batch
+from loopline.training.objectives import score_tokens
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ import torch
 
 from tests.rl.support import CONFIG, Plan, make_sampler, make_source, policy
 from tests.support_model import tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.base.files import read_jsonl
-from throughline.inference.fingerprint import fingerprint
-from throughline.rl.overlap import LocalDrawer, Pipeline, ProcessDrawer, load_checked
-from throughline.rl.rollout import gather_trained
-from throughline.rl.rollout_config import RolloutConfig, RolloutRuntime
-from throughline.rl.sampler import Memory, pack_rollout
+from loopline.base.errors import UserError
+from loopline.base.files import read_jsonl
+from loopline.inference.fingerprint import fingerprint
+from loopline.rl.overlap import LocalDrawer, Pipeline, ProcessDrawer, load_checked
+from loopline.rl.rollout import gather_trained
+from loopline.rl.rollout_config import RolloutConfig, RolloutRuntime
+from loopline.rl.sampler import Memory, pack_rollout
 
 
 def aged(staleness, background="off"):
@@ -233,7 +233,7 @@ def test_a_rollout_process_that_dies_is_reported_and_one_whose_parent_dies_ends(
     drawer.close()
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom tests.rl.support import Plan\n"
-        "from throughline.rl.overlap import ProcessDrawer\nfrom throughline.rl.rollout_config import RolloutConfig\n"
+        "from loopline.rl.overlap import ProcessDrawer\nfrom loopline.rl.rollout_config import RolloutConfig\n"
         "if __name__ == '__main__':\n"
         f"    drawer = ProcessDrawer(Plan(Path({str(tmp_path)!r}), RolloutConfig()).make, 1)\n"
         "    print(drawer.process.pid, flush=True)\n    time.sleep(60)\n"

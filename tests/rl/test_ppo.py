@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from tests.rl.support import CONFIG, SHARES, TASKS, ParityGraders, policy
 from tests.support_model import tiny_model
-from throughline.grading.grade import Grade
-from throughline.grading.reward import RewardConfig
-from throughline.inference.engine import TorchEngine
-from throughline.model.heads import ScoreModel
-from throughline.rl.objective import GRPO
-from throughline.rl.ppo import (
+from loopline.grading.grade import Grade
+from loopline.grading.reward import RewardConfig
+from loopline.inference.engine import TorchEngine
+from loopline.model.heads import ScoreModel
+from loopline.rl.objective import GRPO
+from loopline.rl.ppo import (
     PPO,
     ActorCritic,
     PPORolloutSource,
@@ -22,13 +22,13 @@ from throughline.rl.ppo import (
     whiten,
     with_values,
 )
-from throughline.rl.ppo_config import PPOConfig
-from throughline.rl.rollout_config import RolloutConfig
-from throughline.rl.sampler import Sampler
-from throughline.training.batch import Example, build_batch, pack
-from throughline.training.config import OptimizerConfig
-from throughline.training.loop import accumulate
-from throughline.training.optimizer import build_optimizers
+from loopline.rl.ppo_config import PPOConfig
+from loopline.rl.rollout_config import RolloutConfig
+from loopline.rl.sampler import Sampler
+from loopline.training.batch import Example, build_batch, pack
+from loopline.training.config import OptimizerConfig
+from loopline.training.loop import accumulate
+from loopline.training.optimizer import build_optimizers
 
 answers = st.lists(
     st.tuples(st.floats(-1, 1), st.lists(st.floats(-2, 2), min_size=1, max_size=6)), min_size=1, max_size=5

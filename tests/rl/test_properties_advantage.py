@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from throughline.base.errors import UserError
-from throughline.commands.run import Request, settings_of
-from throughline.recipe import parse_recipe
-from throughline.rl.advantage import batch_advantages, group_advantages
-from throughline.rl.config import PRESETS, PolicyGradientConfig
+from loopline.base.errors import UserError
+from loopline.commands.run import Request, settings_of
+from loopline.recipe import parse_recipe
+from loopline.rl.advantage import batch_advantages, group_advantages
+from loopline.rl.config import PRESETS, PolicyGradientConfig
 
 rewards = st.lists(st.one_of(st.none(), st.floats(-5, 5)), min_size=1, max_size=10)
 BASELINES = ["mean", "leave_one_out"]

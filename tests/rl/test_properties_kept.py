@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.rl.support import CONFIG, ParityGraders, make_source, policy
-from throughline.base.errors import UserError
-from throughline.inference.engine import Sampling, TorchEngine
-from throughline.rl.config import PolicyGradientConfig
-from throughline.rl.examples import completion_example, score_examples
-from throughline.rl.objective import GRPO
-from throughline.training.batch import build_batch
-from throughline.training.loop import accumulate
-from throughline.training.objectives import score_tokens
-from throughline.training.prefixes import pack_shared
+from loopline.base.errors import UserError
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.rl.config import PolicyGradientConfig
+from loopline.rl.examples import completion_example, score_examples
+from loopline.rl.objective import GRPO
+from loopline.training.batch import build_batch
+from loopline.training.loop import accumulate
+from loopline.training.objectives import score_tokens
+from loopline.training.prefixes import pack_shared
 
 
 def sampled(tokenizer, sampling, prompts=((20, 21, 22), (30, 31, 32, 33))):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from throughline.rl.config import PolicyGradientConfig
-from throughline.rl.losses import kl_penalty, kl_value
+from loopline.rl.config import PolicyGradientConfig
+from loopline.rl.losses import kl_penalty, kl_value
 
 LOGITS = torch.tensor([0.3, -0.8, 1.1, 0.0, -0.4], dtype=torch.float64)
 REFERENCE = torch.tensor([-0.2, 0.5, 0.7, 0.1, -1.0], dtype=torch.float64).log_softmax(-1)

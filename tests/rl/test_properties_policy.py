@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_model
-from throughline.rl.config import PRESETS, PolicyGradientConfig
-from throughline.rl.losses import (
+from loopline.rl.config import PRESETS, PolicyGradientConfig
+from loopline.rl.losses import (
     PolicyInput,
     clipped_surrogate,
     gae,
@@ -18,9 +18,9 @@ from throughline.rl.losses import (
     policy_loss,
     value_loss,
 )
-from throughline.rl.objective import GRPO
-from throughline.training.batch import Example, build_batch
-from throughline.training.objectives import score_tokens
+from loopline.rl.objective import GRPO
+from loopline.training.batch import Example, build_batch
+from loopline.training.objectives import score_tokens
 
 
 def inputs_for(logprobs, old, advantages, owners=None, **extra):

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from tests.support_model import tiny_model
-from throughline.rl.config import PRESETS, PolicyGradientConfig
-from throughline.rl.examples import example_of
-from throughline.rl.objective import GRPO
-from throughline.training.batch import Batch, Example, build_batch, pack
-from throughline.training.loop import accumulate
-from throughline.training.objectives import NextToken
+from loopline.rl.config import PRESETS, PolicyGradientConfig
+from loopline.rl.examples import example_of
+from loopline.rl.objective import GRPO
+from loopline.training.batch import Batch, Example, build_batch, pack
+from loopline.training.loop import accumulate
+from loopline.training.objectives import NextToken
 
 LENGTHS = (3, 9, 1, 6, 12, 2, 7, 5)
 

@@ -5,14 +5,14 @@ import torch
 
 from tests.rl.support import CONFIG, task
 from tests.support_model import tiny_model
-from throughline.grading.grade import Grade, Sample
-from throughline.grading.reward import RewardConfig, compute_rewards
-from throughline.inference.engine import Completion
-from throughline.rl.advantage import group_advantages
-from throughline.rl.examples import build_examples, with_extra
-from throughline.rl.group import Group
-from throughline.rl.objective import GRPO
-from throughline.training.batch import build_batch
+from loopline.grading.grade import Grade, Sample
+from loopline.grading.reward import RewardConfig, compute_rewards
+from loopline.inference.engine import Completion
+from loopline.rl.advantage import group_advantages
+from loopline.rl.examples import build_examples, with_extra
+from loopline.rl.group import Group
+from loopline.rl.objective import GRPO
+from loopline.training.batch import build_batch
 
 REWARDS = [1.0, 0.0, 0.25]
 TOKENS = [[20, 21, 22, 1], [30, 31, 1], [40, 41, 42, 43, 44, 45]]

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 
 from tests.rl.support import CONFIG, ParityGraders, make_source, task
 from tests.support_model import tiny_model
-from throughline.base.files import read_jsonl
-from throughline.grading.config import DEFAULT_DEFINITIONS
-from throughline.grading.grade import Grade
-from throughline.grading.graders import GraderSet
-from throughline.grading.reward import RewardConfig
-from throughline.inference.engine import Completion
-from throughline.rl.advantage import group_advantages
-from throughline.rl.explain import explain
-from throughline.rl.objective import GRPO
-from throughline.rl.rollout import Group, build_examples, gather_records
-from throughline.training.batch import pack
-from throughline.training.loop import accumulate
+from loopline.base.files import read_jsonl
+from loopline.grading.config import DEFAULT_DEFINITIONS
+from loopline.grading.grade import Grade
+from loopline.grading.graders import GraderSet
+from loopline.grading.reward import RewardConfig
+from loopline.inference.engine import Completion
+from loopline.rl.advantage import group_advantages
+from loopline.rl.explain import explain
+from loopline.rl.objective import GRPO
+from loopline.rl.rollout import Group, build_examples, gather_records
+from loopline.training.batch import pack
+from loopline.training.loop import accumulate
 
 
 def rows_of(batches):

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rl.support import CONFIG, ParityGraders, make_sampler, make_source, policy, task
-from throughline.base.errors import UserError
-from throughline.base.files import read_jsonl
-from throughline.grading.grade import Grade
-from throughline.grading.reward import LengthConfig, RewardConfig, ToggleConfig
-from throughline.model.tokenizer import THINK, THINK_END
-from throughline.rl.rollout_config import RolloutConfig
-from throughline.rl.sampler import Memory, differs, pack_rollout, unpack_rollout
-from throughline.rl.thinking import render_prompt, thinking_switches
+from loopline.base.errors import UserError
+from loopline.base.files import read_jsonl
+from loopline.grading.grade import Grade
+from loopline.grading.reward import LengthConfig, RewardConfig, ToggleConfig
+from loopline.model.tokenizer import THINK, THINK_END
+from loopline.rl.rollout_config import RolloutConfig
+from loopline.rl.sampler import Memory, differs, pack_rollout, unpack_rollout
+from loopline.rl.thinking import render_prompt, thinking_switches
 
 
 class Picky(ParityGraders):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.sandbox.runner import Job, Result, SandboxPool, decode, read_results, same
+from loopline.sandbox.runner import Job, Result, SandboxPool, decode, read_results, same
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="uses /proc")
 
@@ -229,7 +229,7 @@ def test_a_job_that_kills_every_worker_is_the_jobs_doing():
 
 
 def test_a_sandbox_that_cannot_start_says_nothing_about_the_code(monkeypatch, tmp_path):
-    from throughline.sandbox import runner
+    from loopline.sandbox import runner
 
     broken = tmp_path / "zygote.py"
     broken.write_text("raise SystemExit(1)")
@@ -277,7 +277,7 @@ def running(pid):
 def test_nothing_survives_a_killed_caller():
     script = """
         import os, threading
-        from throughline.sandbox.runner import SandboxPool, Job
+        from loopline.sandbox.runner import SandboxPool, Job
         pool = SandboxPool(workers=2, seconds=60)
         pool.run("def f(x): return x", "f", [(1,)])
         hang = Job("def f(x):\\n    while True: pass", "f", [(1,)])

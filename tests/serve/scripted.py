@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from throughline.inference.engine import Completion, Sampling
-from throughline.model.tokenizer import Tokenizer
-from throughline.serve.model import ServedModel
+from loopline.inference.engine import Completion, Sampling
+from loopline.model.tokenizer import Tokenizer
+from loopline.serve.model import ServedModel
 
 Reply = Callable[[str, int], str]
 

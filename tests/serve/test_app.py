@@ -10,11 +10,11 @@ import pytest
 
 from tests.serve.scripted import ScriptedEngine, served
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.inference.engine import TorchEngine
-from throughline.serve.config import ServeConfig
-from throughline.serve.model import ServedModel
-from throughline.serve.records import Records
-from throughline.serve.server import BackgroundServer
+from loopline.inference.engine import TorchEngine
+from loopline.serve.config import ServeConfig
+from loopline.serve.model import ServedModel
+from loopline.serve.records import Records
+from loopline.serve.server import BackgroundServer
 
 CALL = '<tool_call>{"name": "search", "arguments": {"query": "lamp"}}</tool_call>'
 TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}]
@@ -50,7 +50,7 @@ class Fixture:
 
     def ask(self, content="hi", **settings):
         messages = [{"role": "user", "content": content}]
-        return self.client.chat.completions.create(model="throughline", messages=messages, **settings)
+        return self.client.chat.completions.create(model="loopline", messages=messages, **settings)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_concurrent_requests_get_their_own_answers_from_one_engine_thread(servic
     ],
 )
 def test_bad_input_is_a_400_in_openai_shape_before_any_compute(service, settings, param):
-    body = {"model": "throughline", "messages": [{"role": "user", "content": "x"}], **settings}
+    body = {"model": "loopline", "messages": [{"role": "user", "content": "x"}], **settings}
     response = httpx.post(service.url + "/v1/chat/completions", json=body)
     assert response.status_code == 400, response.text
     error = response.json()["error"]
@@ -174,8 +174,8 @@ def test_not_json_unknown_model_and_unknown_path(service):
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         service.client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "x"}])
     assert httpx.get(service.url + "/v2").json()["error"]["message"] == "Not Found"
-    assert [model.id for model in service.client.models.list()] == ["throughline"]
-    assert service.client.models.retrieve("align").id == "throughline"
+    assert [model.id for model in service.client.models.list()] == ["loopline"]
+    assert service.client.models.retrieve("align").id == "loopline"
 
 
 def test_records_carry_versions_tokens_and_consent(service):
@@ -245,7 +245,7 @@ def test_api_key(tmp_path):
             service.ask()
         assert (
             openai.OpenAI(base_url=service.url + "/v1", api_key="a-long-secret")
-            .chat.completions.create(model="throughline", messages=[{"role": "user", "content": "x"}])
+            .chat.completions.create(model="loopline", messages=[{"role": "user", "content": "x"}])
             .choices
         )
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from tests.serve.scripted import ScriptedEngine, served
 from tests.support_model import tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.serve.chat import chat
+from loopline.base.errors import UserError
+from loopline.serve.chat import chat
 
 
 def talk(tmp_path, lines, reply, context=256):

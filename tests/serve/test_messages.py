@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.serve.messages import MessageError, Output, OutputParser, parse_output, to_turns
+from loopline.serve.messages import MessageError, Output, OutputParser, parse_output, to_turns
 
 CALL = '<tool_call>{"name": "search", "arguments": {"query": "blue lamp"}}</tool_call>'
 PIECES = st.lists(

@@ -9,8 +9,8 @@ import textwrap
 
 import pytest
 
-from throughline.base.errors import UserError
-from throughline.serve.records import Records, database_url
+from loopline.base.errors import UserError
+from loopline.serve.records import Records, database_url
 
 
 def row(name: str, **changes):
@@ -41,7 +41,7 @@ def test_several_processes_write_at_once(tmp_path):
         """
         import sys
         from tests.serve.test_records import row
-        from throughline.serve.records import Records
+        from loopline.serve.records import Records
         records = Records.open(sys.argv[1])
         for number in range(40):
             records.add_requests([row(f"{sys.argv[2]}-{number}")])
@@ -67,7 +67,7 @@ def test_a_killed_writer_loses_nothing_that_was_committed(tmp_path):
         """
         import os, sys
         from tests.serve.test_records import row
-        from throughline.serve.records import Records
+        from loopline.serve.records import Records
         records = Records.open(sys.argv[1])
         records.add_requests([row("a"), row("b")])
         os.kill(os.getpid(), 9)

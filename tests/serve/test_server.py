@@ -9,10 +9,10 @@ import pytest
 
 from tests.serve.scripted import ScriptedEngine, served
 from tests.support_model import tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.inference.engine import Sampling
-from throughline.serve.config import ServeConfig
-from throughline.serve.server import BackgroundServer, listen
+from loopline.base.errors import UserError
+from loopline.inference.engine import Sampling
+from loopline.serve.config import ServeConfig
+from loopline.serve.server import BackgroundServer, listen
 
 
 def test_a_taken_port_is_named():

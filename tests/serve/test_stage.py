@@ -9,17 +9,17 @@ import pytest
 from tests.release.synthetic import write_checkpoint
 from tests.serve.scripted import ScriptedEngine, served
 from tests.support_model import tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.base.files import read_jsonl, write_json, write_jsonl
-from throughline.grading.config import DEFAULT_DEFINITIONS
-from throughline.grading.tasks import load_tasks
-from throughline.serve.config import LiveTraffic, TrafficConfig
-from throughline.serve.export import export_rows, traffic_digest
-from throughline.serve.records import Records
-from throughline.serve.stage import scripted_rows, traffic
-from throughline.serve.users import cast, unseen_tail
-from throughline.store.artifact import Artifact
-from throughline.store.context import Context
+from loopline.base.errors import UserError
+from loopline.base.files import read_jsonl, write_json, write_jsonl
+from loopline.grading.config import DEFAULT_DEFINITIONS
+from loopline.grading.tasks import load_tasks
+from loopline.serve.config import LiveTraffic, TrafficConfig
+from loopline.serve.export import export_rows, traffic_digest
+from loopline.serve.records import Records
+from loopline.serve.stage import scripted_rows, traffic
+from loopline.serve.users import cast, unseen_tail
+from loopline.store.artifact import Artifact
+from loopline.store.context import Context
 
 CONFIG = TrafficConfig(conversations=16, wave=7, max_tokens=80, families=("arithmetic", "safety"))
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.serve.scripted import ScriptedEngine
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.inference.engine import Sampling, TorchEngine
-from throughline.serve.worker import EngineWorker, QueueFull
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.serve.worker import EngineWorker, QueueFull
 
 
 @pytest.fixture

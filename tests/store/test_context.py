@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import make_context
-from throughline.store.context import Context, Metrics
+from loopline.store.context import Context, Metrics
 
 
 def steps(metrics):
@@ -81,7 +81,7 @@ def test_generators_do_not_share_a_stream(tmp_path):
 
 def test_the_lease_is_renewed_by_progress_at_most_once_a_second(tmp_path, monkeypatch):
     now, beats = 50.0, []
-    monkeypatch.setattr("throughline.store.context.time.monotonic", lambda: now)
+    monkeypatch.setattr("loopline.store.context.time.monotonic", lambda: now)
     context = Context("x", tmp_path / "out", tmp_path / "state", 0, beat=lambda: beats.append(now))
     with context.progress("counting", 100) as bar:
         for _ in range(100):

@@ -10,15 +10,15 @@ import time
 
 import pytest
 
-from throughline.base.errors import UserError
-from throughline.base.files import read_json, write_json
-from throughline.store import lease as leases
-from throughline.store.lease import Lease, is_running
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, write_json
+from loopline.store import lease as leases
+from loopline.store.lease import Lease, is_running
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from throughline.store.lease import Lease, is_running
+from loopline.store.lease import Lease, is_running
 with Lease(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from throughline.store import progress
-from throughline.store.progress import show_progress
+from loopline.store import progress
+from loopline.store.progress import show_progress
 
 WORK = """
 import time
-from throughline.store.progress import show_progress
+from loopline.store.progress import show_progress
 with show_progress("counting", 4, lambda: None) as bar:
     for _ in range(4):
         bar.note("loss 0.5")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.base.files import to_json
-from throughline.store.why import Change, Making, compare, explain
+from loopline.base.files import to_json
+from loopline.store.why import Change, Making, compare, explain
 
 LEAVES = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(0.1, 0.9) | st.text("abc", max_size=3)
 KEYS = st.sampled_from(["a", "b", "c", "rate", "steps"])

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_model
-from throughline.base.errors import UserError
-from throughline.training.batch import Example, assign_rows, build_batch, evenly, pack
-from throughline.training.objectives import score_tokens
+from loopline.base.errors import UserError
+from loopline.training.batch import Example, assign_rows, build_batch, evenly, pack
+from loopline.training.objectives import score_tokens
 
 
 @settings(max_examples=20, deadline=None)

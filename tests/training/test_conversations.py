@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_tokenizer
-from throughline.base.errors import UserError
-from throughline.corpus.generators.config import GeneratorConfig, TrainCounts
-from throughline.corpus.generators.generate import generate_tasks
-from throughline.grading.tasks import task_from_row
-from throughline.model.tokenizer import ASSISTANT, END, ROLE_IDS
-from throughline.training.conversations import choose_response, families_of, message_example, task_examples
+from loopline.base.errors import UserError
+from loopline.corpus.generators.config import GeneratorConfig, TrainCounts
+from loopline.corpus.generators.generate import generate_tasks
+from loopline.grading.tasks import task_from_row
+from loopline.model.tokenizer import ASSISTANT, END, ROLE_IDS
+from loopline.training.conversations import choose_response, families_of, message_example, task_examples
 
 COUNTS = TrainCounts(arithmetic=40, word_problem=10, ordering=10, code=10, format=10, safety=10, lookup=40)
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from tests.support import make_context
 from tests.support_model import tiny_model
 from tests.training.test_loop import Killed, random_examples
-from throughline.base.errors import UserError
-from throughline.base.files import read_jsonl
-from throughline.training.config import GuardConfig, TrainConfig, TrainRuntime
-from throughline.training.guards import Decision, NonFiniteGuard, SpikeGuard, worst
-from throughline.training.loop import train
-from throughline.training.objectives import NextToken
-from throughline.training.sources import ExampleSource
+from loopline.base.errors import UserError
+from loopline.base.files import read_jsonl
+from loopline.training.config import GuardConfig, TrainConfig, TrainRuntime
+from loopline.training.guards import Decision, NonFiniteGuard, SpikeGuard, worst
+from loopline.training.loop import train
+from loopline.training.objectives import NextToken
+from loopline.training.sources import ExampleSource
 
 SHORT = GuardConfig(spike_minimum=8, spike_window=16, patience=3)
 

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from tests.support import make_context
 from tests.support_model import tiny_model
-from throughline.base.errors import UserError
-from throughline.rl.objective import GRPO
-from throughline.training.batch import Example, build_batch, pack
-from throughline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, TrainRuntime
-from throughline.training.loop import accumulate, train
-from throughline.training.objectives import DPO, NextToken
-from throughline.training.optimizer import schedule_factor
-from throughline.training.sources import ExampleSource, PairSource, apportion, family_indices
+from loopline.base.errors import UserError
+from loopline.rl.objective import GRPO
+from loopline.training.batch import Example, build_batch, pack
+from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, TrainRuntime
+from loopline.training.loop import accumulate, train
+from loopline.training.objectives import DPO, NextToken
+from loopline.training.optimizer import schedule_factor
+from loopline.training.sources import ExampleSource, PairSource, apportion, family_indices
 
 
 def random_examples(seed, count=8, extras=False):

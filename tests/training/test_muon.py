@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from throughline.training.muon import Muon, orthogonalize
+from loopline.training.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24), (20, 20)])

@@ -5,11 +5,11 @@ import transformers
 
 from tests.model.families import EXPERTS, SIZES
 from tests.support_model import tiny_model
-from throughline.model.config import ModelConfig
-from throughline.model.decoder import Decoder
-from throughline.model.heads import ScoreModel
-from throughline.training.config import OptimizerConfig
-from throughline.training.optimizer import build_optimizers
+from loopline.model.config import ModelConfig
+from loopline.model.decoder import Decoder
+from loopline.model.heads import ScoreModel
+from loopline.training.config import OptimizerConfig
+from loopline.training.optimizer import build_optimizers
 
 
 def groups_of(model, kind):

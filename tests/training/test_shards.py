@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.training.shards import PERIOD, ShardSet, assignment, permute
+from loopline.base.errors import UserError
+from loopline.training.shards import PERIOD, ShardSet, assignment, permute
 
 
 def write_set(path, streams, dtype="uint16"):

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tests.support_model import tiny_model, tiny_tokenizer
-from throughline.model.adapter_config import LoRAConfig
-from throughline.model.checkpoint import save_checkpoint
-from throughline.training.batch import Example, pack
-from throughline.training.loop import accumulate
-from throughline.training.objectives import NextToken
-from throughline.training.policy import load_policy
-from throughline.training.side_by_side import in_order, possible
+from loopline.model.adapter_config import LoRAConfig
+from loopline.model.checkpoint import save_checkpoint
+from loopline.training.batch import Example, pack
+from loopline.training.loop import accumulate
+from loopline.training.objectives import NextToken
+from loopline.training.policy import load_policy
+from loopline.training.side_by_side import in_order, possible
 
 
 def batches(count=24, rows=2):

@@ -11,17 +11,17 @@ from fractions import Fraction
 import pytest
 from pydantic import ValidationError
 
-from throughline.base.files import read_jsonl
-from throughline.corpus.generators import arithmetic, code, format, lookup, ordering, safety
-from throughline.corpus.generators.config import DocumentBytes, GeneratorConfig, TrainCounts
-from throughline.corpus.generators.generate import (
+from loopline.base.files import read_jsonl
+from loopline.corpus.generators import arithmetic, code, format, lookup, ordering, safety
+from loopline.corpus.generators.config import DocumentBytes, GeneratorConfig, TrainCounts
+from loopline.corpus.generators.generate import (
     FAMILIES,
     generate_documents,
     generate_tasks,
     instances,
     write_tasks,
 )
-from throughline.corpus.generators.instance import is_heldout
+from loopline.corpus.generators.instance import is_heldout
 
 SMALL = GeneratorConfig(
     train=TrainCounts(arithmetic=1500, word_problem=800, ordering=600, code=500, format=500, safety=500, lookup=500),
@@ -268,8 +268,8 @@ def test_a_source_of_zero_bytes_and_a_family_of_zero_tasks_are_left_out():
 
 def test_same_bytes_under_any_hash_seed(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from throughline.base.files import write_jsonl\n"
-        "from throughline.corpus.generators.config import *; from throughline.corpus.generators.generate import *\n"
+        "import sys; from pathlib import Path; from loopline.base.files import write_jsonl\n"
+        "from loopline.corpus.generators.config import *; from loopline.corpus.generators.generate import *\n"
         "c = GeneratorConfig(train=TrainCounts(**dict.fromkeys(TrainCounts.model_fields, 60)), heldout=20, "
         "documents=DocumentBytes(**dict.fromkeys(DocumentBytes.model_fields, 3000)))\n"
         "out = Path(sys.argv[1]); write_tasks(c, 3, out); write_jsonl(out / 'd.jsonl', generate_documents(c, 3))\n"

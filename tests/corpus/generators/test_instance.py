@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from throughline.base.errors import UserError
-from throughline.corpus.generators.instance import Instance, collect, fill, is_heldout, random_for
+from loopline.base.errors import UserError
+from loopline.corpus.generators.instance import Instance, collect, fill, is_heldout, random_for
 
 
 def test_share_of_heldout_keys():

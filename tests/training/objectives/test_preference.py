@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support_model import tiny_model
-from throughline.training.batch import Example, build_batch
-from throughline.training.loop import accumulate
-from throughline.training.objectives import CPO, DPO, KTO, ORPO, PreferenceInput, SimPO
-from throughline.training.objectives.preference import (
+from loopline.training.batch import Example, build_batch
+from loopline.training.loop import accumulate
+from loopline.training.objectives import CPO, DPO, KTO, ORPO, PreferenceInput, SimPO
+from loopline.training.objectives.preference import (
     DISCOPOP_TAU,
     PAIR_LOSSES,
     cpo,

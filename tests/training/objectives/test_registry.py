@@ -4,10 +4,10 @@ import inspect
 
 import pytest
 
-import throughline.rl.objective  # noqa: F401  (adds the reinforcement objectives)
-from throughline.base.errors import UserError
-from throughline.rl.config import PRESETS
-from throughline.training.objectives import DPO, OBJECTIVES, build_objective, register
+import loopline.rl.objective  # noqa: F401  (adds the reinforcement objectives)
+from loopline.base.errors import UserError
+from loopline.rl.config import PRESETS
+from loopline.training.objectives import DPO, OBJECTIVES, build_objective, register
 
 NEEDED = {"beta": 0.1, "label_smoothing": 0.1}
 

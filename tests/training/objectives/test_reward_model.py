@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.support_model import tiny_model
-from throughline.model.heads import ScoreModel
-from throughline.training.batch import Batch, Example, build_batch, pack
-from throughline.training.loop import accumulate
-from throughline.training.objectives import BradleyTerry, Pointwise, ProcessReward
-from throughline.training.objectives.reward_model import bradley_terry, last_places, pointwise, process_reward
+from loopline.model.heads import ScoreModel
+from loopline.training.batch import Batch, Example, build_batch, pack
+from loopline.training.loop import accumulate
+from loopline.training.objectives import BradleyTerry, Pointwise, ProcessReward
+from loopline.training.objectives.reward_model import bradley_terry, last_places, pointwise, process_reward
 
 
 def score_model(seed=0):

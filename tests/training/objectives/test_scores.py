@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tests.support_model import tiny_model
-from throughline.training.batch import Batch, Example, build_batch
-from throughline.training.objectives import NextToken, blocks, score_tokens
-from throughline.training.objectives.blocks import linear_scores, linear_total
-from throughline.training.objectives.scores import total_logprob
+from loopline.training.batch import Batch, Example, build_batch
+from loopline.training.objectives import NextToken, blocks, score_tokens
+from loopline.training.objectives.blocks import linear_scores, linear_total
+from loopline.training.objectives.scores import total_logprob
 
 EXAMPLES = [
     [Example([20, 30, 40, 50, 60], [0, 0, 1, 1, 0.5]), Example([21, 31, 41], [0, 1, 1])],

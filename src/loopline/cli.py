@@ -1,0 +1,403 @@
+"""The command line: `loopline run laptop`, everything that looks at or uses what a run made, and the commands that
+train a checkpoint of one's own on a file of one's own.
+
+Heavy modules are imported by the command that needs them, so `loopline --help` answers at once. Anything the user
+can mend is printed as one paragraph on standard error with exit status 2. Not covered: doing any of the work itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from loopline.base.errors import UserError
+
+app = typer.Typer(
+    help="Loopline: raw text to a released, served and re-trained language model, in one line.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+loop_app = typer.Typer(help="Turn one of the two loops again.", no_args_is_help=True)
+app.add_typer(loop_app, name="loop")
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, e.g. grpo.steps=50.")]
+DirOption = Annotated[Path | None, typer.Option("--dir", help="Run directory; default runs/<recipe name>.")]
+RunDirOption = Annotated[Path, typer.Option("--dir", help="Run directory.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SeedOption = Annotated[int | None, typer.Option(help="Override the recipe's seed.")]
+UntilOption = Annotated[str | None, typer.Option(help="Run this stage and what it needs, no more.")]
+DEFAULT_RUN = Path("runs/laptop")
+INTERRUPTED = 130
+"""Exit status of a run stopped by a signal."""
+
+
+def _load(recipe: str, overrides: list[str] | None, seed: int | None, directory: Path | None) -> tuple[Any, Path]:
+    from loopline.recipe import find_recipe, load_recipe
+
+    loaded = load_recipe(find_recipe(recipe), overrides or [], seed)
+    return loaded, directory or Path("runs") / loaded.name
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument = "laptop",
+    until: UntilOption = None,
+    overrides: SetOption = None,
+    directory: DirOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Run the line: what is done stays, what changed runs, what was cut short goes on."""
+    from loopline.line import run_line, stop_on_signals
+
+    loaded, run_dir = _load(recipe, overrides, seed, directory)
+    stop_on_signals()
+    run_line(loaded, run_dir, until, say=_say)
+    from loopline.report.page import refresh_report
+
+    _say(f"Done. Report: {refresh_report(run_dir)}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument = "laptop",
+    until: UntilOption = None,
+    overrides: SetOption = None,
+    directory: DirOption = None,
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run would do and why, without doing it."""
+    from loopline.line import plan_line
+
+    loaded, run_dir = _load(recipe, overrides, seed, directory)
+    rows = plan_line(loaded, run_dir, until)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    _table(["stage", "action", "why"], [[row["name"], row["action"], row["why"]] for row in rows])
+
+
+@app.command()
+def status(directory: RunDirOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
+    """Show the state of every stage of a run."""
+    from dataclasses import asdict
+
+    from loopline.line import status as read_status
+
+    rows = read_status(directory)
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    cells = [
+        [
+            f"{row.room} {row.stage}",
+            row.name,
+            row.state,
+            "" if row.seconds is None else f"{row.seconds:.1f}",
+            (row.digest or "")[:12],
+        ]
+        for row in rows
+    ]
+    _table(["room", "stage", "state", "seconds", "digest"], cells)
+    for row in rows:
+        if row.error:
+            print(f"{row.name}: {row.error}")
+
+
+@app.command()
+def why(stage: str, directory: RunDirOption = DEFAULT_RUN) -> None:
+    """Say why a stage last ran."""
+    from loopline.line import why as read_why
+
+    row = read_why(directory, stage)
+    print(f"{row.name} ({row.state}): {row.why or 'it has not run yet'}")
+    if row.error:
+        print(row.error)
+
+
+@app.command()
+def report(
+    directory: RunDirOption = DEFAULT_RUN,
+    as_json: JsonOption = False,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Write the report page of a run, or print its numbers."""
+    if as_json:
+        from loopline.report.data import build_report
+
+        print(json.dumps(build_report(directory), indent=2))
+        return
+    from loopline.report.page import write_report
+
+    page = write_report(directory)
+    print(page)
+    if show:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def serve(
+    directory: RunDirOption = DEFAULT_RUN,
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint or release directory instead of the champion.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    database: Annotated[str | None, typer.Option(help="Where traffic is recorded: a file or URL.")] = None,
+) -> None:
+    """Serve the champion over the OpenAI API and record its traffic."""
+    from loopline.serve.server import serve as start
+
+    start(_served(directory, model), host, port, database or directory / "traffic.sqlite")
+
+
+@app.command()
+def chat(
+    directory: RunDirOption = DEFAULT_RUN,
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint or release directory instead of the champion.")
+    ] = None,
+) -> None:
+    """Talk to the champion in the terminal."""
+    from loopline.serve.chat import chat as talk
+
+    talk(_served(directory, model))
+
+
+def _served(directory: Path, model: Path | None) -> Path:
+    if model is not None:
+        return model
+    from loopline.store.store import Store
+
+    return Store(directory).ref("champion").path
+
+
+@loop_app.command("traffic")
+def loop_traffic(
+    recipe: RecipeArgument = "laptop",
+    overrides: SetOption = None,
+    directory: DirOption = None,
+    seed: SeedOption = None,
+    database: Annotated[str | None, typer.Option(help="Recorded traffic; default a scripted client's.")] = None,
+) -> None:
+    """Traffic to data to a retrained candidate to the gate."""
+    from loopline.loops import loop_traffic as turn
+
+    loaded, run_dir = _load(recipe, overrides, seed, directory)
+    print(json.dumps(turn(run_dir, loaded, database=database, say=_say), indent=2))
+
+
+@loop_app.command("benchmarks")
+def loop_benchmarks(
+    recipe: RecipeArgument = "laptop",
+    overrides: SetOption = None,
+    directory: DirOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Weak held-out areas to a new mixture to the next pretraining."""
+    from loopline.loops import loop_benchmarks as turn
+
+    loaded, run_dir = _load(recipe, overrides, seed, directory)
+    print(json.dumps(turn(run_dir, loaded, say=_say), indent=2))
+
+
+@app.command()
+def stages(as_json: JsonOption = False) -> None:
+    """List the stages of the line, what each takes and where its settings are."""
+    from loopline.graph import LINE, ROOMS
+
+    if as_json:
+        rows = [
+            {"name": s.name, "room": s.room, "inputs": dict(s.inputs), "section": s.recipe_section, "kind": s.kind}
+            for s in LINE
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    cells = [
+        [f"{s.room} {ROOMS[s.room]}", s.name, s.recipe_section, ", ".join(sorted(set(s.inputs.values())))] for s in LINE
+    ]
+    _table(["room", "stage", "section", "takes"], cells)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe."""
+    from loopline.recipe import schema as build
+
+    print(json.dumps(build(), indent=2))
+
+
+@app.command()
+def verify(directory: RunDirOption = DEFAULT_RUN) -> None:
+    """Check that every artifact still has the content it was committed with."""
+    from loopline.store.store import Store
+
+    if not (directory / "store").exists():
+        raise UserError(f"There is no run in {directory}", "name the directory of a run with --dir")
+    store = Store(directory)
+    damaged = store.verify()
+    if damaged:
+        raise UserError(
+            f"{len(damaged)} artifacts changed since they were committed: {', '.join(damaged)}",
+            "delete those directories and run the line again",
+        )
+    print(f"{len(store.artifacts())} artifacts, all as committed")
+
+
+ModelOption = Annotated[Path, typer.Option("--model", help="Checkpoint directory: a result of ours or a stock one.")]
+DataOption = Annotated[Path, typer.Option("--data", help="Rows: .jsonl, .json, .csv or .parquet.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Directory of this run; the result is OUT/model.")]
+ColumnsOption = Annotated[str, typer.Option(help="Names of columns, e.g. prompt=question,completion=answer.")]
+SettingOption = Annotated[list[str] | None, typer.Option("--set", help="A setting, e.g. steps=50 or data.limit=100.")]
+GraderOption = Annotated[str | None, typer.Option(help="A grader: .json, .py, or gsm8k. Default: the exact answer.")]
+ForceOption = Annotated[bool, typer.Option("--force-grader", help="Go on with a grader that fails its audit.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default every core.")]
+RunSeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def _tune(command: str, as_json: bool, overrides: list[str] | None, **options: Any) -> None:
+    from loopline.commands.run import Request, describe, run_command
+    from loopline.line import stop_on_signals
+
+    stop_on_signals()
+    result = run_command(Request(command, overrides=overrides or [], **options), say=_say)
+    if as_json:
+        print(json.dumps(result, indent=2, sort_keys=True))
+    else:
+        print(f"{result['model']}: {describe(result)}")
+
+
+@app.command()
+def sft(
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    columns: ColumnsOption = "",
+    overrides: SettingOption = None,
+    seed: RunSeedOption = 0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune a checkpoint on conversations, or on prompts and completions."""
+    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed}
+    _tune("sft", as_json, overrides, device=device, threads=threads, **options)
+
+
+@app.command()
+def reward(
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    columns: ColumnsOption = "",
+    overrides: SettingOption = None,
+    seed: RunSeedOption = 0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a reward model on pairs (--set loss=pointwise: on labelled answers; loss=process: on labelled steps)."""
+    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed}
+    _tune("reward", as_json, overrides, device=device, threads=threads, **options)
+
+
+@app.command()
+def dpo(
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    columns: ColumnsOption = "",
+    overrides: SettingOption = None,
+    seed: RunSeedOption = 0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on preferences: --set loss=dpo, ipo, kto, orpo or simpo."""
+    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed}
+    _tune("dpo", as_json, overrides, device=device, threads=threads, **options)
+
+
+@app.command()
+def grpo(
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    grader: GraderOption = None,
+    force_grader: ForceOption = False,
+    columns: ColumnsOption = "",
+    overrides: SettingOption = None,
+    seed: RunSeedOption = 0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reinforce what a grader pays for on prompts."""
+    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed, "grader": grader}
+    _tune("grpo", as_json, overrides, device=device, threads=threads, force_grader=force_grader, **options)
+
+
+@app.command()
+def reject(
+    model: ModelOption,
+    data: DataOption,
+    out: OutOption,
+    grader: GraderOption = None,
+    force_grader: ForceOption = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Times to sample, filter and train.")] = 1,
+    heldout: Annotated[Path | None, typer.Option(help="Prompts to keep out of the training data.")] = None,
+    reward_model: Annotated[Path | None, typer.Option(help="Ranks answers for --set select=best.")] = None,
+    columns: ColumnsOption = "",
+    overrides: SettingOption = None,
+    seed: RunSeedOption = 0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sample answers, keep what a grader accepts, and train on it (rejection sampling)."""
+    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed, "grader": grader}
+    more = {"rounds": rounds, "heldout": heldout, "reward_model": reward_model, "force_grader": force_grader}
+    _tune("reject", as_json, overrides, device=device, threads=threads, **options, **more)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"loopline: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except SystemExit as ending:
+        # Typer turns the KeyboardInterrupt of Ctrl-C and SIGTERM into this status without a word.
+        if ending.code == INTERRUPTED:
+            print("loopline: stopped; run the same command again to go on", file=sys.stderr)
+        raise
+
+
+if __name__ == "__main__":
+    main()

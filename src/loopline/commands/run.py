@@ -1,0 +1,225 @@
+"""One command of the user's path: its little line of stages, run by the store in the directory given with --out.
+
+    result = run_command(Request("sft", model=Path("base"), data=Path("train.jsonl"), out=Path("runs/mine")))
+
+What is done stays, what was cut short goes on, and what changed runs again and says why. `OUT/model` points at the
+newest result, `loopline status --dir OUT` tells how things stand. Not covered: what the stages do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loopline.base.config import Config
+from loopline.base.errors import UserError
+from loopline.commands.config import (
+    DataConfig,
+    FineTuneConfig,
+    PreferenceConfig,
+    ProbeConfig,
+    ReinforceConfig,
+    RewardModelConfig,
+)
+from loopline.commands.given import Digests, given_file, given_model
+from loopline.graph import StageSpec
+from loopline.line import run_line
+from loopline.posttrain.config import RejectConfig
+from loopline.recipe import ComputeConfig, Recipe, parse_settings, read_overrides
+from loopline.store.artifact import Artifact
+from loopline.store.store import Store
+
+COMMANDS: dict[str, type[Config]] = {
+    "sft": FineTuneConfig,
+    "reward": RewardModelConfig,
+    "dpo": PreferenceConfig,
+    "grpo": ReinforceConfig,
+    "reject": RejectConfig,
+}
+"""Command to the config of its main stage."""
+GRADED = ("grpo", "reject")
+"""Commands that take a grader."""
+RESULT = "model"
+"""Name of the link to the newest result, and of the ref."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for."""
+
+    command: str
+    model: Path
+    data: Path
+    out: Path
+    grader: str | None = None
+    columns: str = ""
+    overrides: Sequence[str] = ()
+    seed: int = 0
+    force_grader: bool = False
+    heldout: Path | None = None
+    reward_model: Path | None = None
+    rounds: int = 1
+    device: str = "cpu"
+    threads: int | None = None
+
+
+@dataclass
+class Job:
+    """A request, understood: the stages, their settings and what they are given."""
+
+    line: list[StageSpec]
+    sections: dict[str, Config]
+    given: dict[str, Artifact] = field(default_factory=dict)
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """`wanted=given,...` as a dict."""
+    columns: dict[str, str] = {}
+    for part in filter(None, (word.strip() for word in text.split(","))):
+        wanted, equals, given = (word.strip() for word in part.partition("="))
+        if not equals or not wanted or not given:
+            raise UserError(
+                f"--columns {part}: not of the form wanted=given", "write prompt=question,completion=answer"
+            )
+        columns[wanted] = given
+    return columns
+
+
+def purpose_of(command: str, settings: Config) -> str:
+    """What the rows of the data are for."""
+    loss = getattr(settings, "loss", "")
+    if command in GRADED:
+        return "prompts"
+    if loss == "process":
+        return "steps"
+    if loss in ("kto", "pointwise"):
+        return "labels"
+    return "conversations" if command == "sft" else "pairs"
+
+
+def settings_of(request: Request) -> dict[str, Config]:
+    """The configs of every section. Raises `UserError` for a setting that does not exist or a value out of bounds."""
+    raw = read_overrides(request.overrides)
+    data, probe = raw.pop("data", None) or {}, raw.pop("grader", None) or {}
+    if not isinstance(data, dict) or not isinstance(probe, dict):
+        raise UserError("--set data=... and --set grader=... name no setting", "write --set data.limit=100")
+    main = parse_settings(raw, COMMANDS[request.command], request.command, "--set")
+    columns = {**data.pop("columns", {}), **parse_columns(request.columns)}
+    data |= {"columns": columns, "purpose": purpose_of(request.command, main)}
+    sections = {request.command: main, "data": parse_settings(data, DataConfig, "data", "--set")}
+    if request.command in GRADED:
+        from loopline.commands.graders import load_grader
+
+        if request.grader is not None:
+            probe["definition"] = load_grader(request.grader)
+        probe |= {
+            "force": request.force_grader,
+            "max_new_tokens": main.max_new_tokens,
+            "temperature": main.temperature,
+        }
+        sections["grader"] = parse_settings(probe, ProbeConfig, "grader", "--set")
+    elif request.grader is not None:
+        raise UserError(f"`loopline {request.command}` takes no grader", "leave --grader out")
+    return sections
+
+
+def plan_command(request: Request, digests: Digests) -> Job:
+    """The stages of a request and what they are given. Raises `UserError` for anything missing."""
+    if request.command not in COMMANDS:
+        raise UserError(f"There is no command {request.command!r}", f"use {', '.join(COMMANDS)}")
+    job = Job([], settings_of(request))
+    job.given["model"] = given_model(request.model, digests)
+    job.given["file"] = given_file(request.data, "data", digests)
+    here = "loopline.commands"
+    job.line.append(StageSpec("data", 2, f"{here}.data:data", {"file": "file"}, kind="rows"))
+    sources = {"model": "model", "data": "data"}
+    if request.command in ("sft", "reward", "dpo"):
+        function = {"sft": "tune:sft", "reward": "preference:reward", "dpo": "preference:dpo"}[request.command]
+        job.line.append(StageSpec(request.command, 5, f"{here}.{function}", sources))
+        return job
+    job.line.append(StageSpec("grader", 6, f"{here}.graders:graders", sources, kind="graders"))
+    inputs = {"policy": "model", "tasks": "grader", "graders": "grader"}
+    if request.command == "grpo":
+        job.line.append(StageSpec("grpo", 5, "loopline.posttrain.stage:grpo", inputs))
+        return job
+    if request.heldout is not None:
+        job.given["heldout_file"] = given_file(request.heldout, "heldout", digests)
+        job.sections["heldout"] = job.sections["data"].model_copy(update={"limit": None})
+        job.line.append(StageSpec("heldout", 2, f"{here}.data:data", {"file": "heldout_file"}, kind="rows"))
+        inputs["heldout"] = "heldout"
+    if request.reward_model is not None:
+        job.given["reward_model"] = given_model(request.reward_model, digests, "--reward-model")
+        inputs["reward_model"] = "reward_model"
+    restart = job.sections["reject"].restart  # type: ignore[attr-defined]
+    before = "model"
+    for number in range(1, request.rounds + 1):
+        name = f"reject_{number}"
+        start = "model" if restart else before
+        job.line.append(
+            StageSpec(
+                name, 5, "loopline.posttrain.stage:reject", {**inputs, "policy": before, "start": start}, "reject"
+            )
+        )
+        before = name
+    return job
+
+
+def run_command(request: Request, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Run what has to run; returns {"command", "model", "stages", "metrics"}, the path of the result among them.
+
+    Raises `UserError` for anything that the user can mend.
+    """
+    digests = Digests(request.out / "inputs.json")
+    job = plan_command(request, digests)
+    recipe = Recipe(
+        name=request.command,
+        seed=request.seed,
+        compute=ComputeConfig(device=request.device, threads=request.threads),  # type: ignore[arg-type]
+    ).model_copy(update={"sections": job.sections})
+    before = {artifact.identity for artifact in Store(request.out).artifacts()}
+    done = run_line(recipe, request.out, line=job.line, say=say, given=job.given)
+    digests.save()
+    last = done[job.line[-1].name]
+    link_result(request.out, last)
+    result = {
+        "command": request.command,
+        "out": str(request.out),
+        "model": str(request.out / RESULT),
+        "artifact": last.path.relative_to(request.out).as_posix(),
+        "stages": [
+            {
+                "name": spec.name,
+                "ran": done[spec.name].identity not in before,
+                "metrics": done[spec.name].meta["metrics"],
+            }
+            for spec in job.line
+        ],
+        "metrics": last.meta["metrics"],
+    }
+    ran = any(stage["ran"] for stage in result["stages"])
+    say(f"{'Done' if ran else 'Nothing to do: everything is there already'}. Model: {request.out / RESULT}")
+    return result
+
+
+def link_result(out: Path, artifact: Artifact) -> None:
+    """Point `OUT/model` at the artifact, in one step."""
+    Store(out).set_ref(RESULT, artifact)
+    link, temporary = out / RESULT, out / f".{RESULT}.new"
+    if link.exists() and not link.is_symlink():
+        raise UserError(f"{link} is in the way of the link to the result {artifact.path}", "move it elsewhere")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(artifact.path.relative_to(out))
+    os.replace(temporary, link)
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """A result in one line, for people."""
+    numbers = (
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in result["metrics"].items()
+        if isinstance(value, int | float | str)
+    )
+    return ", ".join(numbers)

@@ -1,0 +1,150 @@
+"""Stage 8, distillation and specialization: a large policy's verified traces teach a smaller one.
+
+    loopline run recipes/laptop.yaml --until student
+
+`traces` samples the teacher and keeps what the graders pass. `student_base` pretrains the small decoder once; `student`
+fine-tunes it with the traces when it is given them and on the written answers otherwise, the same number of rows and
+steps, so that the difference is the traces. `quantize` writes int8 weights. Not covered: logit distillation,
+distillation across tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
+from loopline.distill.config import QuantizeConfig, StudentBaseConfig, StudentConfig, TracesConfig
+from loopline.grading.grade import Sample
+from loopline.grading.graders import GraderSet
+from loopline.grading.tasks import load_tasks
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
+from loopline.model.config import ModelConfig
+from loopline.model.decoder import Decoder
+from loopline.rl.rollout import answer_text, seed_of
+from loopline.store.artifact import Artifact
+from loopline.store.context import Context
+from loopline.training.batch import Example
+from loopline.training.config import TrainConfig
+from loopline.training.conversations import message_example, task_examples
+from loopline.training.finetune import fine_tune
+from loopline.training.loop import train
+from loopline.training.objectives import NextToken
+from loopline.training.shards import ShardSet
+from loopline.training.sources import ShardSource, family_indices
+
+CHUNK = 256
+"""Prompts sampled between two saves of `traces`."""
+
+
+def traces(config: TracesConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
+    """Sample the teacher on training tasks and keep the verified answers, the shortest of each task."""
+    teacher = inputs["teacher"].path
+    engine = TorchEngine.from_checkpoint(teacher, device=ctx.device)
+    wanted = sorted(name for name, share in config.shares.items() if share > 0)
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=wanted)
+    by_family = {name: [task for task in tasks if task.family == name] for name in wanted}
+    sizes = {name: len(members) for name, members in by_family.items()}
+    chosen = [by_family[name][i] for name, i in family_indices(sizes, config.shares, config.prompts, 0, ctx.seed)]
+    sampling = Sampling(config.max_new_tokens, temperature=config.temperature, n=config.samples)
+    with (
+        GraderSet.from_json(inputs["graders"] / "graders.json") as graders,
+        ctx.progress("sampling traces", len(chosen)) as bar,
+    ):
+        for start in range(0, len(chosen), CHUNK):
+            part = chosen[start : start + CHUNK]
+            saved = ctx.state / f"traces-{start:06d}.jsonl"
+            if not saved.exists():
+                prompts = [engine.tokenizer.render(task.messages, add_generation_prompt=True) for task in part]
+                groups = engine.generate(prompts, sampling, [seed_of(ctx.seed, task.id) for task in part])
+                samples = [
+                    Sample(task, answer_text(engine, completion), completion.finish)
+                    for task, group in zip(part, groups, strict=True)
+                    for completion in group
+                ]
+                grades = graders.grade(samples)
+                write_jsonl(
+                    saved,
+                    (
+                        {"task": s.task.id, "family": s.task.family, "prompt": list(s.task.messages), "text": s.text}
+                        for s, grade in zip(samples, grades, strict=True)
+                        if grade.score == 1
+                    ),
+                )
+            bar.advance(len(part))
+    parts = [ctx.state / f"traces-{start:06d}.jsonl" for start in range(0, len(chosen), CHUNK)]
+    found = [row for part in parts for row in read_jsonl(part)]
+    shortest: dict[str, dict[str, object]] = {}
+    for row in found:
+        best = shortest.get(row["task"])
+        if best is None or (len(row["text"]), row["text"]) < (len(str(best["text"])), str(best["text"])):
+            shortest[row["task"]] = row
+    if len(shortest) < config.minimum:
+        raise UserError(
+            f"The teacher solved only {len(shortest)} of {len(chosen)} tasks, fewer than traces.minimum "
+            f"({config.minimum})",
+            "distill from a stronger checkpoint, raise traces.prompts, or lower traces.minimum",
+        )
+    rows = [
+        {
+            "task": row["task"],
+            "family": row["family"],
+            "messages": [*row["prompt"], {"role": "assistant", "content": row["text"]}],  # type: ignore[misc]
+        }
+        for row in shortest.values()
+    ]
+    write_jsonl(ctx.out / "traces.jsonl", rows)
+    write_json(ctx.out / "traces.json", {"prompts": len(chosen), "verified": len(found), "kept": len(rows)})
+    ctx.metrics.summary(prompts=len(chosen), kept=len(rows))
+
+
+def student_base(config: StudentBaseConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
+    """Pretrain the small decoder of the plan for a short while."""
+    plan = read_json(inputs["plan"] / "plan.json")
+    shape = ModelConfig.model_validate(plan["student"])
+    shards = ShardSet(inputs["data"].path)
+    shards.check_vocabulary(shape.vocab_size)
+    model = Decoder(shape).initialize(torch.Generator().manual_seed(ctx.seed_for("weights"))).to(ctx.device)
+    source = ShardSource(shards, plan["batch_tokens"], plan["sequence_length"], ctx.seed_for("windows"), None)
+    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
+    last = train(model, NextToken(), source, config.steps, settings, ctx, "pretraining the student")
+    save_checkpoint(model, inputs["data"] / "tokenizer", ctx.out)
+    ctx.metrics.summary(parameters=shape.parameters(), loss=last["loss"])
+
+
+def student(config: StudentConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
+    """Fine-tune the student's base; with an input "traces", its reasoning rows are the teacher's."""
+    base = inputs["base"].path
+    tokenizer = load_tokenizer(base)
+    general = {name: share for name, share in config.general.items() if share > 0 and config.reasoning_share < 1}
+    reasoning = {name: share for name, share in config.reasoning.items() if share > 0}
+    total = sum(general.values())
+    shares = {f"general/{name}": (1 - config.reasoning_share) * share / total for name, share in general.items()}
+    wanted = {**general, **({} if "traces" in inputs else reasoning)}
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=sorted(wanted))
+    written = task_examples(tokenizer, tasks, config.styles, ctx.rng("styles"))
+    examples: dict[str, list[Example]] = {f"general/{name}": written[name] for name in general}
+    if "traces" in inputs:
+        rows = read_jsonl(inputs["traces"] / "traces.jsonl")
+        examples["traces"] = [message_example(tokenizer, row["messages"], row["task"]) for row in rows]
+        shares["traces"] = config.reasoning_share
+    else:
+        total = sum(reasoning.values())
+        for name, share in reasoning.items():
+            examples[name] = written[name]
+            shares[name] = config.reasoning_share * share / total
+    last, model = fine_tune(base, examples, shares, config, ctx, "training the student")
+    ctx.metrics.summary(loss=last["loss"], parameters=sum(item.numel() for item in model.parameters()))
+
+
+def quantize(config: QuantizeConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
+    """Write a checkpoint with int8 linear weights."""
+    del config
+    source = inputs["checkpoint"].path
+    save_checkpoint(load_model(source), source, ctx.out, int8=True)
+    before = (source / "model.safetensors").stat().st_size
+    after = (ctx.out / "model.safetensors").stat().st_size
+    ctx.metrics.summary(bytes_before=before, bytes_after=after)

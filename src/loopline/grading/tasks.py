@@ -1,0 +1,134 @@
+"""Tasks: what is asked, the reference answer, which grader judges it, and example responses.
+
+    tasks = load_tasks(artifact / "heldout.jsonl", families=["arithmetic"], limit=450)
+
+A row may carry any further fields; they are the task's `item`, which graders and templates read. Not covered: making
+tasks (see `corpus.generators`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from loopline.base.config import Config
+from loopline.base.errors import UserError
+from loopline.base.files import read_jsonl
+
+ROLES = ("system", "user", "assistant", "tool")
+Message = dict[str, Any]
+
+
+class Task(Config):
+    """One row of a tasks artifact."""
+
+    id: str
+    """Unique in its file."""
+    family: str
+    """What kind of task it is; results are reported per family."""
+    split: str = "train"
+    """"train" or "heldout"."""
+    template: str = ""
+    """Which template of the family made it."""
+    messages: tuple[Message, ...]
+    """The conversation the policy answers."""
+    answer: str = ""
+    """The reference answer."""
+    grader: str
+    """Name of the grader that decides it."""
+    responses: tuple[dict[str, Any], ...] = ()
+    """Example responses {"style", "messages"}; one with a "prompt" answers that prompt in place of `messages`."""
+    item: dict[str, Any] = {}
+    """Every further field of the row."""
+
+    @property
+    def prompt(self) -> str:
+        """Text of the last user turn."""
+        return next((str(m["content"]) for m in reversed(self.messages) if m["role"] == "user"), "")
+
+    def conversations(self, style: str | None = None) -> list[tuple[str, list[Message], list[Message]]]:
+        """(style, prompt messages, response messages) of every example response, or of those of one style."""
+        return [
+            (row["style"], list(row.get("prompt", self.messages)), list(row["messages"]))
+            for row in self.responses
+            if style is None or row["style"] == style
+        ]
+
+    def with_facts(self) -> Task:
+        """The same task with its `facts`, where it has any, in a system turn before the question."""
+        facts = self.item.get("facts")
+        if not facts:
+            return self
+        notes = {"role": "system", "content": "Notes: " + " ".join(facts)}
+        return self.model_copy(update={"messages": (notes, *self.messages)})
+
+    def as_item(self) -> dict[str, Any]:
+        """The row as grader templates see it: `item.answer`, `item.family` and every further field."""
+        return {**self.item, "id": self.id, "family": self.family, "answer": self.answer, "prompt": self.prompt}
+
+
+COLUMNS = frozenset(Task.model_fields) - {"item"}
+
+
+def task_from_row(row: Mapping[str, Any], where: str = "the task") -> Task:
+    """A task from one JSON row. Raises `UserError` naming `where` and the field at fault."""
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where} is not a JSON object", 'write one {"id": ..., "family": ..., ...} per line')
+    fields = {key: value for key, value in row.items() if key in COLUMNS}
+    item = {key: value for key, value in row.items() if key not in COLUMNS}
+    if isinstance(row.get("item"), dict):
+        item = {**row["item"], **{key: value for key, value in item.items() if key != "item"}}
+    try:
+        task = Task(**fields, item=item)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}: the field {field!r} is wrong ({first['msg']})", "mend that field") from error
+    if not task.messages or any(m.get("role") not in ROLES or "content" not in m for m in task.messages):
+        raise UserError(
+            f"{where}: `messages` must be turns with a role ({', '.join(ROLES)}) and content",
+            'write at least {"role": "user", "content": "..."}',
+        )
+    return task
+
+
+def load_tasks(
+    path: Path,
+    families: Sequence[str] | None = None,
+    limit: int | None = None,
+    limit_by_family: Mapping[str, int] | None = None,
+) -> list[Task]:
+    """The tasks of a JSONL file, in file order.
+
+    `families` keeps those families, `limit` the first so many of each family, `limit_by_family` another number of the
+    families it names. Raises `UserError` for a missing file, a
+    bad row, an id that occurs twice, or a family without a single task.
+    """
+    tasks: list[Task] = []
+    taken: Counter[str] = Counter()
+    seen: dict[str, int] = {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        family = row.get("family") if isinstance(row, dict) else None
+        if families is not None and isinstance(family, str) and family not in families:
+            continue
+        task = task_from_row(row, f"{path}, row {number}")
+        if task.id in seen:
+            raise UserError(
+                f"{path}, row {number}: the id {task.id!r} is that of row {seen[task.id]}", "use unique ids"
+            )
+        seen[task.id] = number
+        most = (limit_by_family or {}).get(task.family, limit)
+        if most is not None and taken[task.family] >= most:
+            continue
+        taken[task.family] += 1
+        tasks.append(task)
+    missing = [family for family in families or () if not taken[family]]
+    if missing:
+        raise UserError(
+            f"{path} has no tasks of the family {missing[0]!r}", "generate that family, or leave it out of `families`"
+        )
+    return tasks

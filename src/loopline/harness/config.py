@@ -1,0 +1,47 @@
+"""The switches and sizes of a harness program. Imports no torch.
+
+A harness is a program around a fixed policy; each field turns on, or sizes, one mechanism of it, so that a search can
+add mechanisms one at a time and say which one helped. The default is the plain tool loop. Not covered: weights and
+sampling settings, which belong to the policy and to the caller.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from loopline.base.config import Config
+
+
+class HarnessConfig(Config):
+    """One harness."""
+
+    system_prompt: str = ""
+    """Text of a system turn before the conversation; empty for none."""
+    max_turns: int = Field(default=3, ge=1, le=32)
+    """Assistant turns at most; a call in the last turn is not answered."""
+    top_k: int = Field(default=1, ge=1, le=20)
+    """Documents each search returns."""
+    score_floor: float = Field(default=0.0, ge=0, le=1)
+    """Leave out search results that score below this share of the best one; 0 keeps all `top_k`."""
+    bootstrap_search: bool = False
+    """Search with the user's own words before the first turn and put the result into a system turn as notes
+    (the environment bootstrap of Meta-Harness, arXiv:2603.28052)."""
+    repair_malformed: bool = False
+    """Read tool calls leniently: unclosed braces, single quotes, missing end mark, a wrongly named only argument."""
+    route_unknown_tool: bool = False
+    """Run the tool whose name is nearest to an unknown one, or the one whose arguments fit."""
+    retry_empty_search: bool = False
+    """When a search finds nothing or a call fails, search with the user's own words instead."""
+    auto_calculate: bool = False
+    """Where a written step `a*b=c` is wrong, put the right value after `=` and let the policy go on from there."""
+    loop_guard: bool = False
+    """When a call repeats an earlier one, give the best documents for the user's own words instead of the same text."""
+    keep_tool_results: int = Field(default=0, ge=0, le=32)
+    """Keep the text of this many latest tool results and cut older ones from the context; 0 keeps all."""
+    vote: int = Field(default=1, ge=1, le=32)
+    """Attempts per task; the answer most of them give wins, the earliest on a tie (self-consistency,
+    Wang et al. 2022, arXiv:2203.11171)."""
+    vote_temperature: float = Field(default=0.7, gt=0, le=2)
+    """Temperature of the attempts when voting and the caller asked for greedy decoding."""
+    max_context_tokens: int = Field(default=448, ge=16)
+    """An attempt whose context reaches this many tokens ends there."""

@@ -1,0 +1,99 @@
+"""Alignment: preference pairs from a small written constitution, then DPO.
+
+The pairs go to `preferences.jsonl`, where anyone can read what was preferred to what and by which principle. Not
+covered: a learned preference model, online preference optimization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from loopline.base.errors import UserError
+from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
+from loopline.grading.graders import GraderSet
+from loopline.grading.tasks import Task, load_tasks
+from loopline.inference.engine import Sampling, TorchEngine
+from loopline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
+from loopline.model.language_model import LanguageModel
+from loopline.model.tokenizer import Tokenizer
+from loopline.posttrain.config import REASONING, AlignConfig
+from loopline.posttrain.grpo import refuse_bad_graders
+from loopline.posttrain.preferences import build_pairs
+from loopline.store.artifact import Artifact
+from loopline.store.context import Context
+from loopline.training.batch import Example, build_batch
+from loopline.training.config import TrainConfig
+from loopline.training.conversations import message_example
+from loopline.training.loop import train
+from loopline.training.objectives import DPO, score_tokens, sum_by_sequence
+from loopline.training.sources import PairSource
+
+
+def choose_tasks(tasks: Sequence[Task], config: AlignConfig, rng: Any) -> list[Task]:
+    """Safety requests, and reasoning tasks in equal parts per family, drawn without repetition."""
+    safety = [task for task in tasks if task.family == "safety"]
+    chosen = [safety[i] for i in rng.permutation(len(safety))[: config.prompts]]
+    per_family = config.retain_prompts // len(REASONING)
+    for family in sorted(REASONING):
+        members = [task for task in tasks if task.family == family]
+        chosen += [members[i] for i in rng.permutation(len(members))[:per_family]]
+    return chosen
+
+
+@torch.no_grad()
+def with_reference(
+    model: LanguageModel, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[Example, Example]]:
+    """Pairs of examples, each carrying the reference policy's summed log-prob of its answer."""
+    pairs = []
+    device = next(model.parameters()).device
+    for number, row in enumerate(rows):
+        prompt = row["input"]["messages"]
+        sides = [
+            message_example(tokenizer, [*prompt, *row[side]], f"preference row {number}")
+            for side in ("preferred_output", "non_preferred_output")
+        ]
+        batch = build_batch([sides]).to(device)
+        scores = score_tokens(model, batch)
+        sums = sum_by_sequence(scores.logprobs_M * scores.weights_M, scores, batch).tolist()
+        chosen, rejected = (
+            Example(side.tokens, side.weights, scalars={"reference": total})
+            for side, total in zip(sides, sums, strict=True)
+        )
+        pairs.append((chosen, rejected))
+    return pairs
+
+
+def align(config: AlignConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
+    """Sample, judge by the constitution, and train on the preferences."""
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=["safety", *REASONING])
+    chosen = choose_tasks(tasks, config, ctx.rng("tasks"))
+    refuse_bad_graders(inputs["graders"], {task.grader for task in chosen})
+    start = inputs["policy"].path
+    model, tokenizer = load_model(start, ctx.device).eval(), load_tokenizer(start)
+    saved = ctx.state / "preferences.jsonl"
+    counts_file = ctx.state / "preferences.json"
+    if not counts_file.exists():
+        constitution = {rule["id"]: rule for rule in read_json(inputs["tasks"] / "constitution.json")}
+        sampling = Sampling(config.max_new_tokens, temperature=config.temperature, n=config.samples)
+        with GraderSet.from_json(inputs["graders"] / "graders.json") as graders:
+            engine = TorchEngine(model, tokenizer)
+            rows, counts = build_pairs(engine, chosen, graders, constitution, sampling, ctx.seed_for("samples"))
+        write_jsonl(saved, rows)
+        write_json(counts_file, counts)
+    rows, counts = read_jsonl(saved), read_json(counts_file)
+    if len(rows) < config.pairs_per_step:
+        raise UserError(
+            f"Only {len(rows)} preference pairs came out of {len(chosen)} prompts ({counts})",
+            "raise align.prompts or align.samples; when all answers already follow, leave alignment out",
+        )
+    source = PairSource(with_reference(model, tokenizer, rows), config.pairs_per_step, ctx.seed_for("order"))
+    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
+    last = train(model, DPO(config.beta, config.sft_weight), source, config.steps, settings, ctx, "alignment")
+    save_checkpoint(model, start, ctx.out)
+    write_jsonl(ctx.out / "preferences.jsonl", rows)
+    write_json(ctx.out / "preferences.json", counts)
+    ctx.metrics.summary(loss=last["loss"], accuracy=last["accuracy"], pairs=len(rows))

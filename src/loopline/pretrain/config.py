@@ -1,0 +1,39 @@
+"""Settings of pretraining. Imports no torch.
+
+The model's shape, the number of tokens, the learning rates and their schedule come from the plan, not from here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from loopline.base.config import Config
+from loopline.training.config import ScheduleConfig, TrainRuntime
+
+
+class PretrainConfig(Config):
+    """Pretraining from scratch on the data artifact's shards."""
+
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """Muon orthogonalizes the momentum of the blocks' matrices; AdamW takes everything else."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay."""
+    runtime: TrainRuntime = TrainRuntime()
+    """Checkpointing."""
+
+
+class ContinueConfig(Config):
+    """Continued pretraining of a base under a new mixture, beside a control under the old one."""
+
+    tokens: int = Field(default=400_000, ge=1)
+    """Tokens of each of the two runs."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    matrix_learning_rate: float = Field(default=0.006, gt=0)
+    """Peak learning rate of Muon."""
+    schedule: ScheduleConfig = ScheduleConfig(warmup=0.05, decay=0.6, final=0.0)
+    """How the learning rate moves."""
+    runtime: TrainRuntime = TrainRuntime()
+    """Checkpointing."""

@@ -1,0 +1,92 @@
+"""What the line decided: which checkpoint is released, and whether each loop's candidate replaces what it would follow.
+
+    release(run)     # None until the release stage is done
+    loops(run)       # the decisions there are
+
+Everything is read from the artifacts that decided; nothing is decided again here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loopline.base.files import read_json
+from loopline.report.run import Run
+
+LOOPS = ("loop_traffic", "loop_benchmarks")
+
+
+def release(run: Run) -> dict[str, Any] | None:
+    """{"path", "model", "champion", "objective", "reasons", "gates", "candidates", "comparisons", "passed",
+    "reference", "latency"}.
+
+    `path` is the release artifact and `model` the checkpoint in it, both relative to the run directory. `latency` was
+    measured once on the machine of the run; it decided nothing.
+    """
+    decision = run.json("release", "release.json")
+    if decision is None:
+        return None
+    path = run.where("release")
+    row = next((row for row in decision["candidates"] if row["name"] == decision["champion"]), None)
+    return {
+        **decision,
+        "path": path,
+        "model": f"{path}/{decision['path']}",
+        "value": None if row is None else row["objective"],
+        "card": run.file("release", "MODEL_CARD.md") is not None,
+        "latency": run.json("release", "log/latency.json"),
+    }
+
+
+def loops(run: Run) -> list[dict[str, Any]]:
+    """{"name", "stage", "before", "after", "decision", "reasons", "comparisons"} of each loop that was turned."""
+    found = []
+    for stage in LOOPS:
+        decision = run.json(stage, "decision.json")
+        if decision is not None:
+            found.append({**decision, "stage": stage})
+    return found
+
+
+def mixture(run: Run) -> list[dict[str, Any]]:
+    """The benchmark loop's mixture: {"source", "before", "after", "epochs", "reason"} per source."""
+    value = run.json("remix", "mixture.json")
+    if value is None:
+        return []
+    reasons = {text.partition(":")[0]: text for text in value["reasons"]}
+    return [
+        {
+            "source": source,
+            "before": value["before"].get(source),
+            "after": weight,
+            "epochs": value["epochs"].get(source),
+            # "source: 0.2 -> 0.3 (why)": the numbers stand in columns of their own.
+            "reason": reasons.get(source, "").partition("(")[2].removesuffix(")"),
+        }
+        for source, weight in sorted(value["after"].items())
+    ]
+
+
+def selections(run: Run) -> list[dict[str, Any]]:
+    """How many rows the steps that choose their own training data kept: {"stage", "what", "counts": {name: n}}."""
+    found = []
+    files = (
+        ("rft", "accepted.json", "Rollouts kept for rejection-sampling fine-tuning, and why others were not"),
+        ("align", "preferences.json", "Prompts by where their preference pair came from, or why there is none"),
+        ("traces", "traces.json", "Teacher answers that passed the graders"),
+    )
+    for stage, name, what in files:
+        file = run.file(stage, name)
+        if file is not None:
+            found.append({"stage": stage, "what": what, "counts": _numbers(read_json(file))})
+    return found
+
+
+def _numbers(value: dict[str, Any]) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            out |= {f"{name}: {key}": number for key, number in _numbers(item).items()}
+        elif isinstance(item, int):
+            out[name] = item
+    return out

@@ -1,0 +1,124 @@
+"""Answers to look at: what the policy sampled during RL, and the same held-out tasks asked of every checkpoint.
+
+    rollouts(run)     # groups of grpo's rollouts.jsonl, early, in the middle and late
+    answers(run)      # held-out tasks with every checkpoint's answer and grade
+
+Chosen by rule, right and wrong alike, never by taste: the first that fits in file order. Not covered: harness traces
+(see `report.harness`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loopline.report.run import Run
+
+Row = dict[str, Any]
+MODE = "sampled"
+
+
+def rollouts(run: Run) -> list[Row]:
+    """Groups of the first, the middle and the last RL step, one per family and step.
+
+    Each has its task, prompt, share of right samples, and one right and one wrong sample where it has both.
+    """
+    rows = run.jsonl("grpo", "rollouts.jsonl") or []
+    steps = sorted({row["step"] for row in rows})
+    if not steps:
+        return []
+    chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
+    out = []
+    for step in chosen:
+        here = [row for row in rows if row["step"] == step]
+        for family in sorted({row["family"] for row in here}):
+            groups = [row for row in here if row["family"] == family]
+            # A group with both outcomes shows what the step could learn from.
+            out.append(_group(next((row for row in groups if _mixed(row)), groups[0])))
+    return out
+
+
+def _mixed(row: Row) -> bool:
+    scores = [output["score"] for output in row["outputs"] if output["score"] is not None]
+    return bool(scores) and min(scores) < 1 <= max(scores)
+
+
+def _group(row: Row) -> Row:
+    outputs = row["outputs"]
+    right = [output for output in outputs if output["score"] == 1]
+    graded = [output for output in outputs if output["score"] is not None]
+    wrong = [output for output in graded if output["score"] < 1]
+    shown = [*right[:1], *wrong[:1]] or outputs[:1]
+    return {
+        **{key: row[key] for key in ("step", "family", "task", "prompt")},
+        "samples": len(outputs),
+        "right": len(right),
+        "graded": len(graded),
+        "outputs": shown,
+    }
+
+
+def answers(run: Run) -> list[Row]:
+    """Per family one held-out task that the latest checkpoint solves and one that it does not.
+
+    Of the solved ones, one that an earlier checkpoint failed comes first. `reference` is the task's written answer.
+    """
+    tasks = {row["id"]: row for row in run.jsonl("tasks", "heldout.jsonl") or []}
+    by_checkpoint = {}
+    for status in run.rows:
+        if status.name.startswith("evaluate_"):
+            items = run.jsonl(status.name, "items.jsonl")
+            if items:
+                chosen = {item["task"]: item for item in items if item["mode"] == MODE}
+                by_checkpoint[status.name.removeprefix("evaluate_")] = chosen
+    shown = [name for name in CHECKPOINTS if by_checkpoint.get(name)]
+    if not tasks or not shown:
+        return []
+    last = _latest(shown)
+    families = list(dict.fromkeys(item["family"] for item in by_checkpoint[last].values()))
+    out = []
+    for family in families:
+        for task in _pick(family, by_checkpoint, shown, last):
+            if task in tasks:
+                out.append(_answer(tasks[task], by_checkpoint, shown))
+    return out
+
+
+CHECKPOINTS = ("pretrain", "sft", "grpo", "rft", "align", "student", "quantize", "retrain")
+"""Whose answers are shown, in this order."""
+MAIN_LINE = ("pretrain", "sft", "grpo", "rft", "align")
+
+
+def _latest(shown: Sequence[str]) -> str:
+    """The last of the main line, or whatever there is."""
+    return next((name for name in reversed(MAIN_LINE) if name in shown), shown[-1])
+
+
+def _pick(family: str, by_checkpoint: Mapping[str, Mapping[str, Row]], shown: Sequence[str], last: str) -> list[str]:
+    items = [item for item in by_checkpoint[last].values() if item["family"] == family]
+    right = [item["task"] for item in items if item["score"] == 1]
+    wrong = [item["task"] for item in items if item["score"] is not None and item["score"] < 1]
+    before = [name for name in shown if name in MAIN_LINE and name != last]
+    gained = [
+        task
+        for task in right
+        if any((by_checkpoint[name].get(task) or {"score": 1})["score"] != 1 for name in before[-3:])
+    ]
+    return [*(gained or right)[:1], *wrong[:1]]
+
+
+def _answer(task: Row, by_checkpoint: Mapping[str, Mapping[str, Row]], shown: Sequence[str]) -> Row:
+    outputs = []
+    for name in shown:
+        item = by_checkpoint[name].get(task["id"])
+        if item is not None:
+            keys = ("output", "score", "flags", "finish", "tokens")
+            outputs.append({"checkpoint": name, **{key: item[key] for key in keys}})
+    return {
+        "task": task["id"],
+        "family": task["family"],
+        "prompt": task["messages"][-1]["content"],
+        "reference": task.get("answer", ""),
+        "mode": MODE,
+        "outputs": outputs,
+    }

@@ -1,0 +1,299 @@
+"""Rollouts: sample groups of answers, grade them while others are still being sampled, reward and compare them.
+
+    sampler = Sampler(engine, tasks_by_family, shares, graders, reward, config, rollout, seed)
+    rollout = sampler.sample(number=3, version=3, memory=Memory())
+
+What a rollout holds depends on the weights, the seed, its number and the memory of those before, never on time. With
+dynamic sampling (DAPO, arXiv:2503.14476, section 3.2) further rounds of prompts are drawn, at most
+`config.dynamic_sampling`, until enough groups differ within themselves. Not covered: multi-turn rollouts in an
+environment (see `harness`) and when a rollout is drawn (see `rl.overlap`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from loopline.grading.grade import Grade, Sample
+from loopline.grading.graders import GraderSet
+from loopline.grading.reward import (
+    RewardConfig,
+    compute_rewards,
+    grade_components,
+    length_budget,
+    shape_by_length,
+)
+from loopline.grading.tasks import Task
+from loopline.inference.engine import Completion, Request, Sampling, TorchEngine
+from loopline.rl.advantage import batch_advantages, flat
+from loopline.rl.config import PolicyGradientConfig
+from loopline.rl.grading import Grading
+from loopline.rl.group import Group, pack_group, tokens_of, unpack_group
+from loopline.rl.mismatch import Mismatch, measure_mismatch
+from loopline.rl.rollout_config import RolloutConfig
+from loopline.rl.thinking import render_prompt, thinking_switches
+from loopline.training.sources import family_indices
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What later rollouts must know of earlier ones."""
+
+    following: int = 0
+    """Number of the rollout that comes next, if none is left out."""
+    round: int = 0
+    """Rounds of prompts drawn so far."""
+    asked: int = 0
+    """Prompts asked so far."""
+    budgets: dict[str, int] = field(default_factory=dict)
+    """Task -> token budget, once known."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Everything sampled for one or several updates."""
+
+    number: int
+    version: int
+    """Version of the weights that sampled it."""
+    groups: list[Group]
+    """Every group, in the order they were asked."""
+    kept: list[int]
+    """Which groups are trained on."""
+    rounds: int
+    """Rounds of prompts that were needed."""
+    mismatch: Mismatch
+    """Sampler against trainer at these weights."""
+    seconds: float = 0.0
+    """Time it took; no part of what is trained."""
+
+    @property
+    def trained(self) -> list[Group]:
+        """The groups that are trained on."""
+        return [self.groups[number] for number in self.kept]
+
+    @property
+    def tokens(self) -> int:
+        return tokens_of(self.groups)
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from anything with a stable text form."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+def answer_text(engine: TorchEngine, completion: Completion) -> str:
+    """The assistant's text, without the closing mark."""
+    ids = completion.token_ids[:-1] if completion.finish == "stop" else completion.token_ids
+    return engine.tokenizer.decode(ids)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt of a round."""
+
+    task: Task
+    prompt: list[int]
+    seed: int
+    thinking: bool
+
+
+class Sampler:
+    """Draws rollouts from an engine's weights."""
+
+    def __init__(
+        self,
+        engine: TorchEngine,
+        tasks_by_family: Mapping[str, Sequence[Task]],
+        shares: Mapping[str, float],
+        graders: GraderSet,
+        reward: RewardConfig,
+        config: PolicyGradientConfig,
+        rollout: RolloutConfig,
+        seed: int,
+    ) -> None:
+        self.engine, self.tasks, self.shares = engine, tasks_by_family, shares
+        self.graders, self.reward, self.config, self.rollout, self.seed = graders, reward, config, rollout, seed
+
+    def sample(self, number: int, version: int, memory: Memory) -> tuple[Rollout, Memory]:
+        """Rollout `number` from the engine's weights, called `version`, and the memory for the next one."""
+        began = time.monotonic()
+        self.engine.version = version
+        # A run that was rewound goes on with prompts it has not asked yet.
+        left_out = max(0, number - memory.following)
+        memory = replace(memory, round=memory.round + left_out)
+        groups: list[Group] = []
+        rounds = 0
+        while True:
+            asked = self._ask(number, memory, len(groups))
+            found, memory = self._answer(asked, number, memory)
+            groups += found
+            rounds += 1
+            if rounds > self.config.dynamic_sampling or self._enough(groups):
+                break
+        groups = compare(groups, self.config)
+        kept = [i for i, group in enumerate(groups) if group.has_signal or not self.config.drop_zero_signal]
+        if self.config.dynamic_sampling:
+            kept = kept[: self.config.prompts_per_step]
+        mismatch = measure_mismatch(self.engine.model, groups, self.config, self.rollout.mismatch_samples)
+        seconds = time.monotonic() - began
+        done = Rollout(number, version, groups, kept, rounds, mismatch, seconds)
+        return done, replace(memory, following=number + 1)
+
+    def _enough(self, groups: Sequence[Group]) -> bool:
+        return sum(differs(group.rewards) for group in groups) >= self.config.prompts_per_step
+
+    def _ask(self, number: int, memory: Memory, before: int) -> list[Asked]:
+        """The prompts of the next round, `before` of which were asked in this rollout already."""
+        sizes = {family: len(tasks) for family, tasks in self.tasks.items()}
+        chosen = family_indices(sizes, self.shares, self.config.prompts_per_step, memory.round, self.seed)
+        tasks = [self.tasks[family][index] for family, index in chosen]
+        switches = thinking_switches(len(tasks), self.rollout.no_think_share, memory.asked)
+        return [
+            Asked(
+                task,
+                render_prompt(self.engine.tokenizer, task.messages, thinking),
+                seed_of(self.seed, number, before + place, task.id),
+                thinking,
+            )
+            for place, (task, thinking) in enumerate(zip(tasks, switches, strict=True))
+        ]
+
+    def _answer(self, asked: Sequence[Asked], number: int, memory: Memory) -> tuple[list[Group], Memory]:
+        """A graded and rewarded group for every prompt of a round."""
+        groups = sample_groups(self.engine, asked, self.graders, self.reward, self.config, self.rollout)
+        budgets = memory.budgets
+        shaped = []
+        for group in groups:
+            scores = [grade.score for grade in group.grades]
+            lengths = [len(completion.token_ids) for completion in group.completions]
+            if self.reward.length.toggle.every and group.task.id not in budgets:
+                budget = length_budget(self.reward.length.toggle, scores, lengths)
+                # A budget holds from the prompt's next visit on.
+                fresh = {} if budget is None else {group.task.id: budget}
+                known = None
+            else:
+                fresh, known = {}, budgets.get(group.task.id)
+            rewards = shape_by_length(self.reward.length, group.rewards, scores, lengths, number, known)
+            budgets = {**budgets, **fresh}
+            shaped.append(replace(group, rewards=rewards))
+        after = replace(memory, round=memory.round + 1, asked=memory.asked + len(asked), budgets=budgets)
+        return shaped, after
+
+
+def differs(rewards: Sequence[float | None]) -> bool:
+    """Whether a group's rewards carry a signal."""
+    return not flat([reward for reward in rewards if reward is not None])
+
+
+def compare(groups: Sequence[Group], config: PolicyGradientConfig) -> list[Group]:
+    """The groups with their advantages."""
+    rewards = [group.rewards for group in groups]
+    found = batch_advantages(rewards, config.scale_rewards, baseline=config.baseline)
+    return [replace(group, advantages=advantages) for group, advantages in zip(groups, found, strict=True)]
+
+
+def sample_groups(
+    engine: TorchEngine,
+    asked: Sequence[Asked],
+    graders: GraderSet,
+    reward: RewardConfig,
+    config: PolicyGradientConfig,
+    rollout: RolloutConfig,
+) -> list[Group]:
+    """Sample and grade `config.group_size` answers to each prompt, all at once."""
+    sampling = Sampling(
+        config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        keep_sets=config.top_p < 1 or config.top_k > 0,
+        n=config.group_size,
+        thinking_budget=rollout.thinking_budget,
+    )
+    if graders.uses_sandbox({item.task.grader for item in asked} | set(reward.graders)):
+        sampled, texts, samples, grades, components = _grade_on_the_way(engine, asked, graders, reward, sampling)
+    else:
+        sampled = engine.generate([item.prompt for item in asked], sampling, [item.seed for item in asked])
+        texts = [[answer_text(engine, completion) for completion in group] for group in sampled]
+        samples = samples_of(asked, sampled, texts)
+        grades, components = graders.grade(samples), grade_components(reward, graders, samples)
+    lengths = [len(completion.token_ids) for group in sampled for completion in group]
+    rewards = compute_rewards(reward, samples, grades, lengths, components)
+    groups = []
+    for number, item in enumerate(asked):
+        part = slice(number * config.group_size, (number + 1) * config.group_size)
+        silent: list[float | None] = [None] * config.group_size
+        groups.append(
+            Group(
+                item.task,
+                item.prompt,
+                sampled[number],
+                texts[number],
+                grades[part],
+                rewards[part],
+                silent,
+                item.thinking,
+            )
+        )
+    return groups
+
+
+def samples_of(
+    asked: Sequence[Asked], sampled: Sequence[Sequence[Completion]], texts: Sequence[Sequence[str]]
+) -> list[Sample]:
+    """What is graded, group after group."""
+    return [
+        Sample(item.task, text, completion.finish)
+        for item, group, group_texts in zip(asked, sampled, texts, strict=True)
+        for completion, text in zip(group, group_texts, strict=True)
+    ]
+
+
+def _grade_on_the_way(
+    engine: TorchEngine, asked: Sequence[Asked], graders: GraderSet, reward: RewardConfig, sampling: Sampling
+) -> tuple[list[list[Completion]], list[list[str]], list[Sample], list[Grade], dict[str, list[Grade]]]:
+    """Completions, texts, samples and grades, each answer graded as soon as it is finished."""
+    # The order of `TorchEngine.generate`, so that neighbours, and with them roundings, are the same.
+    order = sorted(range(len(asked)), key=lambda number: (len(asked[number].prompt), number))
+    requests = [Request(asked[number].prompt, sampling, asked[number].seed) for number in order]
+    found: list[dict[int, Completion]] = [{} for _ in asked]
+    with Grading(graders, reward) as grading:
+        for index, completion in engine.generate_stream(requests):
+            number = order[index]
+            found[number][completion.number] = completion
+            sample = Sample(asked[number].task, answer_text(engine, completion), completion.finish)
+            grading.add(number * sampling.n + completion.number, sample)
+        sampled = [[group[number] for number in range(sampling.n)] for group in found]
+        texts = [[answer_text(engine, completion) for completion in group] for group in sampled]
+        grades, components = grading.done(len(asked) * sampling.n)
+    return sampled, texts, samples_of(asked, sampled, texts), grades, components
+
+
+def pack_rollout(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as plain values for the training state."""
+    return {
+        "number": rollout.number,
+        "version": rollout.version,
+        "groups": [pack_group(group) for group in rollout.groups],
+        "kept": list(rollout.kept),
+        "rounds": rollout.rounds,
+        "mismatch": asdict(rollout.mismatch),
+        "seconds": rollout.seconds,
+    }
+
+
+def unpack_rollout(row: Mapping[str, Any]) -> Rollout:
+    """The rollout that `pack_rollout` wrote."""
+    return Rollout(
+        number=row["number"],
+        version=row["version"],
+        groups=[unpack_group(group) for group in row["groups"]],
+        kept=list(row["kept"]),
+        rounds=row["rounds"],
+        mismatch=Mismatch(**row["mismatch"]),
+        seconds=row["seconds"],
+    )

@@ -1,5 +1,0 @@
-"""Stage 9, service: an OpenAI-compatible server over the engine, its recorded traffic, and a terminal chat client.
-
-`throughline serve` and `throughline chat` are the commands; `serve.stage:traffic` is the stage of the line. Which
-checkpoint is released is not decided here (see `throughline.release`).
-"""
