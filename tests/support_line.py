@@ -119,12 +119,12 @@ def fit(config: FitConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
     """Train on the numbers, from the "base" input's weights where there is one."""
     from safetensors.torch import load_file, save
 
-    from tests.support_model import tiny_model
     from loopline.training.batch import Batch, Example
     from loopline.training.config import TrainConfig, TrainRuntime
     from loopline.training.loop import train
     from loopline.training.objectives import NextToken
     from loopline.training.sources import ExampleSource
+    from tests.support_model import tiny_model
 
     class Slow(ExampleSource):
         def next(self, step: int) -> Sequence[Batch]:
@@ -190,9 +190,9 @@ def serve_forks() -> None:
 
     Prints its id, and once it is dead its status. Nothing is computed before the fork, so no thread is lost in it.
     """
-    from tests.support_model import tiny_model
     from loopline.training import loop
     from loopline.training.config import OptimizerConfig
+    from tests.support_model import tiny_model
 
     loop.build_optimizers(tiny_model(), OptimizerConfig())
     for line in sys.stdin:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import make_artifact, make_context
 from loopline.base.files import write_json
 from loopline.corpus import tokenizer as tokenizers
 from loopline.corpus.document import Document
@@ -25,6 +24,7 @@ from loopline.store.artifact import content_digest
 from loopline.store.context import Context
 from loopline.training import loop
 from loopline.training.config import OptimizerConfig, TrainRuntime
+from tests.support import make_artifact, make_context
 
 OFTEN = TrainRuntime(save_every=2)
 """Checkpoints often enough that a short run has some."""

@@ -11,11 +11,11 @@ import torch
 
 import loopline.graph
 import loopline.line
-from tests.support_line import CALLS, NUMBERS_CONFIGS, NUMBERS_LINE, install
 from loopline import cli
 from loopline.base.files import read_json
 from loopline.graph import LINE
 from loopline.store.store import Store
+from tests.support_line import CALLS, NUMBERS_CONFIGS, NUMBERS_LINE, install
 
 COMMANDS = [
     [],

@@ -16,15 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support_line import (
-    CALLS,
-    NUMBERS_LINE,
-    NumbersConfig,
-    Pace,
-    TotalConfig,
-    TrimConfig,
-    WalkConfig,
-)
 from loopline.base import files
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_json
@@ -34,6 +25,15 @@ from loopline.recipe import ComputeConfig, Recipe
 from loopline.store.artifact import content_digest
 from loopline.store.context import Metrics
 from loopline.store.store import Store
+from tests.support_line import (
+    CALLS,
+    NUMBERS_LINE,
+    NumbersConfig,
+    Pace,
+    TotalConfig,
+    TrimConfig,
+    WalkConfig,
+)
 
 ALL = ["numbers", "trim", "walk", "total"]
 

@@ -118,9 +118,7 @@ LINE: tuple[StageSpec, ...] = (
     evaluation("grpo"),
     StageSpec("rft", 5, "loopline.posttrain.stage:rft", {"policy": "grpo", "tasks": "tasks"}),
     evaluation("rft"),
-    StageSpec(
-        "align", 5, "loopline.posttrain.stage:align", {"policy": "rft", "tasks": "tasks", "graders": "graders"}
-    ),
+    StageSpec("align", 5, "loopline.posttrain.stage:align", {"policy": "rft", "tasks": "tasks", "graders": "graders"}),
     evaluation("align"),
     StageSpec(
         "harness",

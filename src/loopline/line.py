@@ -276,9 +276,7 @@ def status(run_dir: Path) -> list[StageStatus]:
     """
     file = run_dir / "run.json"
     if not file.exists():
-        raise UserError(
-            f"There is no run in {run_dir}", "start one with `loopline run laptop`, or name it with --dir"
-        )
+        raise UserError(f"There is no run in {run_dir}", "start one with `loopline run laptop`, or name it with --dir")
     rows = [StageStatus(**row) for row in read_json(file)["stages"]]
     if is_running(run_dir):
         return rows

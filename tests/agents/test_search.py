@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import world
 from loopline.agents.evaluation import run_tasks, summarize
 from loopline.agents.proposer import Candidate, best_of, propose, propose_by_command
 from loopline.agents.search import dominates, frontier, search
@@ -18,6 +17,7 @@ from loopline.harness.config import HarnessConfig
 from loopline.harness.scripted import ScriptedEngine
 from loopline.inference.engine import Sampling
 from loopline.model.tokenizer import Tokenizer
+from tests.harness import world
 
 FIRST = HarnessConfig(max_turns=3, max_context_tokens=4096)
 

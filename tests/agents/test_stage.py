@@ -5,9 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import world
-from tests.support import make_artifact, make_context
-from tests.support_model import tiny_model
 from loopline.agents import stage
 from loopline.agents.config import HarnessSearchConfig
 from loopline.base.errors import UserError
@@ -16,6 +13,9 @@ from loopline.harness.config import HarnessConfig
 from loopline.harness.trajectory import Trajectory
 from loopline.model.checkpoint import save_checkpoint
 from loopline.store.artifact import Artifact, content_digest
+from tests.harness import world
+from tests.support import make_artifact, make_context
+from tests.support_model import tiny_model
 
 CONFIG = HarnessSearchConfig(
     search_tasks=8,

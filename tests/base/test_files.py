@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.faults import every_fault
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, to_json, write_atomic, write_json, write_jsonl, write_text
+from tests.faults import every_fault
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from tests.commands.support import stock_checkpoint, write_rows
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl
 from loopline.commands.config import PreferenceConfig
@@ -15,6 +14,7 @@ from loopline.model.checkpoint import load_tokenizer
 from loopline.posttrain.scoring import score_conversations
 from loopline.training.conversations import steps_example
 from loopline.training.objectives import OBJECTIVES
+from tests.commands.support import stock_checkpoint, write_rows
 
 PAIRS = [
     {"id": f"p{n}", "prompt": f"How much is {n}+1?", "chosen": f"It is {n + 1}", "rejected": f"{n + 2} clips"}

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.commands.support import stock_checkpoint, write_rows
 from loopline import cli
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl
 from loopline.commands.run import Request, parse_columns, run_command
 from loopline.store.store import Store
+from tests.commands.support import stock_checkpoint, write_rows
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not here")

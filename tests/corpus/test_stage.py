@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import make_artifact, make_context
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_jsonl
 from loopline.corpus.config import DataConfig, RawConfig, TasksConfig, TrafficDataConfig
@@ -18,6 +17,7 @@ from loopline.corpus.document import read_documents
 from loopline.corpus.stage import data, raw, separate, tasks, traffic_data
 from loopline.model.tokenizer import Tokenizer
 from loopline.training.shards import ShardSet
+from tests.support import make_artifact, make_context
 
 GENERATORS = {
     "train": {

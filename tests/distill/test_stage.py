@@ -3,16 +3,6 @@
 import pytest
 import torch
 
-from tests.support import make_artifact, make_context
-from tests.support_stages import (
-    OFTEN,
-    PLAN,
-    Killed,
-    assert_checkpoint,
-    changed_weights,
-    check_training_stage,
-    cut_off,
-)
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
 from loopline.distill import stage as module
@@ -29,6 +19,16 @@ from loopline.training.batch import Batch
 from loopline.training.objectives import NextToken
 from loopline.training.shards import ShardSet
 from loopline.training.sources import FamilySource
+from tests.support import make_artifact, make_context
+from tests.support_stages import (
+    OFTEN,
+    PLAN,
+    Killed,
+    assert_checkpoint,
+    changed_weights,
+    check_training_stage,
+    cut_off,
+)
 
 TRACES = TracesConfig(prompts=20, samples=3, temperature=1.2, max_new_tokens=8, minimum=2)
 STUDENT = StudentConfig(

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support import make_artifact, make_context
-from tests.support_model import tiny_model
 from loopline.base.files import write_json
 from loopline.grading.bits import bits_per_byte, window_nats
 from loopline.grading.config import EvaluateConfig
 from loopline.grading.stage import bits_rows
+from tests.support import make_artifact, make_context
+from tests.support_model import tiny_model
 
 
 def windows(n, length, seed=0):

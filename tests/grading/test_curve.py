@@ -2,9 +2,6 @@
 
 import pytest
 
-from tests.grading.test_stage import inputs as inputs
-from tests.support import make_context
-from tests.support_model import tiny_tokenizer
 from loopline.base.files import read_json
 from loopline.grading.config import EvaluateConfig
 from loopline.grading.curve import budget_curve
@@ -12,6 +9,9 @@ from loopline.grading.stage import evaluate
 from loopline.inference.engine import Completion
 from loopline.model.tokenizer import END, THINK, THINK_END
 from loopline.store.artifact import content_digest
+from tests.grading.test_stage import inputs as inputs
+from tests.support import make_context
+from tests.support_model import tiny_tokenizer
 
 
 class Thinker:

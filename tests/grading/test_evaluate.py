@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.support_model import tiny_tokenizer
 from loopline.grading.config import EvaluateConfig
 from loopline.grading.evaluate import answer_tasks, summarize, task_seed
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Completion
+from tests.support_model import tiny_tokenizer
 
 
 class Oracle:

@@ -2,8 +2,6 @@
 
 import pytest
 
-from tests.support import make_artifact, make_context
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json
 from loopline.corpus.generators.config import GeneratorConfig, TrainCounts
@@ -12,6 +10,8 @@ from loopline.grading.config import DEFAULT_DEFINITIONS, FAMILIES, REASONING, Ev
 from loopline.grading.stage import evaluate, graders
 from loopline.model.checkpoint import save_checkpoint
 from loopline.store.artifact import content_digest
+from tests.support import make_artifact, make_context
+from tests.support_model import tiny_model, tiny_tokenizer
 
 COUNTS = TrainCounts(arithmetic=30, word_problem=30, ordering=30, code=30, format=30, safety=40, lookup=30)
 

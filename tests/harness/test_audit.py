@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.harness import world
 from loopline.base.errors import UserError
 from loopline.grading.grade import Grade
 from loopline.harness.audit import audit_environment, require
 from loopline.harness.environment import EpisodeState
 from loopline.harness.lookup import LookupEnvironment
 from loopline.harness.tools import ToolResult
+from tests.harness import world
 
 
 class FlakyTools(LookupEnvironment):

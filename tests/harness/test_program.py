@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tests.harness import world
-from tests.support_model import tiny_model
 from loopline.harness.calls import write_call
 from loopline.harness.config import HarnessConfig
 from loopline.harness.program import Harness, final_answer
@@ -14,6 +12,8 @@ from loopline.harness.scripted import ScriptedEngine
 from loopline.harness.trajectory import Trajectory
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.model.tokenizer import ASSISTANT, END, TOOL, Tokenizer
+from tests.harness import world
+from tests.support_model import tiny_model
 
 GREEDY = Sampling(max_new_tokens=200, temperature=0)
 

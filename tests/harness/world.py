@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support_model import tiny_tokenizer
 from loopline.grading.grade import Grade, Sample, split_thinking
 from loopline.grading.tasks import Task, task_from_row
 from loopline.harness.calls import write_call
 from loopline.harness.lookup import LookupEnvironment
 from loopline.model.tokenizer import Tokenizer
+from tests.support_model import tiny_tokenizer
 
 THINGS = {"blue lamp": 7, "red cup": 12, "blue cup": 3, "red lamp": 9, "gold ring": 18}
 DOCUMENTS = [

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.compute.team import Team
 from loopline.inference import compiled_step, scheduler
 from loopline.inference.compiled_step import CompiledStep
@@ -20,6 +19,7 @@ from loopline.inference.decode_step import ModelStep, decode_step, is_plain
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.inference.scheduler import Scheduler
 from loopline.inference.slots import Slots
+from tests.support_model import tiny_model, tiny_tokenizer
 
 KINDS = {
     "qwen3": {},

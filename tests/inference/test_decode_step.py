@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.inference.decode_step import step_threads
 from loopline.inference.engine import Sampling, TorchEngine
+from tests.support_model import tiny_model, tiny_tokenizer
 
 
 def test_small_models_step_on_one_thread():

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.inference.engine import Sampling, TorchEngine, draw_uniforms, sample
+from tests.support_model import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.inference.fingerprint import fingerprint
+from tests.support_model import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import httpx
 import pytest
 
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.inference.engine import Engine, Sampling, TorchEngine
 from loopline.inference.openai_engine import OpenAIEngine, messages_of
@@ -14,6 +13,7 @@ from loopline.model.tokenizer import SPECIAL_TOKENS
 from loopline.serve.app import create_app
 from loopline.serve.config import ServeConfig
 from loopline.serve.model import ServedModel
+from tests.support_model import tiny_model, tiny_tokenizer
 
 URL = "http://server/v1"
 

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.inference.compiled_step import CompiledStep
 from loopline.inference.engine import Request, Sampling, TorchEngine
 from loopline.inference.scheduler import Scheduler
+from tests.support_model import tiny_model, tiny_tokenizer
 
 STOPS = tuple(range(10, 70))
 

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model
 from loopline.inference.slots import EVEN, Slots
+from tests.support_model import tiny_model
 
 MODEL = tiny_model()
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.inference.stops import StopTexts
+from tests.support_model import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

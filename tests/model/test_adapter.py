@@ -6,7 +6,6 @@ import pytest
 import torch
 import transformers
 
-from tests.model.families import FAMILIES, OTHERS, SIZES, save_random
 from loopline.base.errors import UserError
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.model.adapter import (
@@ -19,6 +18,7 @@ from loopline.model.adapter import (
 )
 from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.huggingface import load_huggingface
+from tests.model.families import FAMILIES, OTHERS, SIZES, save_random
 
 peft = pytest.importorskip("peft")
 KINDS = {name: FAMILIES[name] for name in ("llama 3", "qwen2", "qwen3")} | {"gpt2": OTHERS["gpt2"]}

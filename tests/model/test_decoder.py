@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_config, tiny_model
 from loopline.base.errors import UserError
 from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder, KeyValueCache
 from loopline.model.elementwise import rotate
 from loopline.training.batch import Example, build_batch
+from tests.support_model import tiny_config, tiny_model
 
 SHAPES = {
     "qk norm, tied": {"qk_norm": True, "tie_word_embeddings": True},

@@ -9,7 +9,6 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.model.families import EXPERTS, FAMILIES, SIZES, save_random
 from loopline.base.errors import UserError
 from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.config import ModelConfig
@@ -17,6 +16,7 @@ from loopline.model.decoder import Decoder
 from loopline.model.layout import join_experts, split_fused_experts
 from loopline.training.batch import Example, build_batch
 from loopline.training.objectives import NextToken
+from tests.model.families import EXPERTS, FAMILIES, SIZES, save_random
 
 families = pytest.mark.parametrize("family", FAMILIES)
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

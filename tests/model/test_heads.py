@@ -6,11 +6,11 @@ import pytest
 import torch
 import transformers
 
-from tests.model.families import FAMILIES, OTHERS, save_random
-from tests.support_model import tiny_model
 from loopline.base.errors import UserError
 from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.heads import ScoreModel
+from tests.model.families import FAMILIES, OTHERS, save_random
+from tests.support_model import tiny_model
 
 KINDS = {name: FAMILIES[name] for name in ("llama 3", "qwen2", "qwen3", "qwen3 some experts")} | {
     name: OTHERS[name] for name in ("gpt2", "mistral, sliding")

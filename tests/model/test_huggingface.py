@@ -7,12 +7,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from tests.model.families import FAMILIES, OTHERS, SIZES, save_random
 from loopline.base.errors import UserError
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.huggingface import HuggingFaceModel, load_huggingface
 from loopline.training.batch import Example, build_batch
+from tests.model.families import FAMILIES, OTHERS, SIZES, save_random
 
 others = pytest.mark.parametrize("kind", OTHERS)
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model
 from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.quantization import dequantize_rows, pack, quantize_rows, unpack
+from tests.support_model import tiny_model
 
 
 @given(seed=st.integers(0, 999), scale=st.sampled_from([1e-6, 1.0, 1e4]))

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model
 from loopline.model.heads import ScoreModel
 from loopline.model.segments import BUCKET_PAIRS, STEP, Segments, bucket_shapes, price
+from tests.support_model import tiny_model
 
 LENGTHS = st.lists(st.lists(st.integers(1, 23), min_size=1, max_size=4), min_size=1, max_size=4)
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from tests.model.templates import CONTROL, INNER, TEMPLATES, save_stock
-from tests.support_model import tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.model.checkpoint import load_tokenizer
 from loopline.model.stock_tokenizer import StockTokenizer
 from loopline.model.tokenizer import Tokenizer
 from loopline.training.conversations import message_example
+from tests.model.templates import CONTROL, INNER, TEMPLATES, save_stock
+from tests.support_model import tiny_tokenizer
 
 CALL = {"type": "function", "function": {"name": "search", "arguments": {"query": "blue lamp"}}}
 SYSTEM, ASK, AGAIN = (

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.corpus import tokenizer as training
 from loopline.model.tokenizer import (
@@ -17,6 +16,7 @@ from loopline.model.tokenizer import (
     USER,
     Tokenizer,
 )
+from tests.support_model import tiny_tokenizer
 
 INNER_MARKS = SPECIAL_TOKENS[6:]
 roles = st.sampled_from(sorted(ROLE_IDS))

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import make_artifact, make_context
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_json
 from loopline.model.config import ModelConfig
 from loopline.plan import stage
 from loopline.plan.config import BudgetConfig, PlanConfig, RemixConfig
 from loopline.store.artifact import Artifact, content_digest
+from tests.support import make_artifact, make_context
 
 
 def data(path: Path, **tokens: int) -> Artifact:

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from tests.support import make_artifact, make_context
-from tests.support_stages import OFTEN, Killed, changed_weights, check_training_stage, cut_off
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json
 from loopline.grading.config import DEFAULT_DEFINITIONS
@@ -18,6 +16,8 @@ from loopline.posttrain.config import AlignConfig
 from loopline.posttrain.preferences import build_pairs
 from loopline.posttrain.stage import align
 from loopline.training import loop
+from tests.support import make_artifact, make_context
+from tests.support_stages import OFTEN, Killed, changed_weights, check_training_stage, cut_off
 
 SMALL = AlignConfig(
     prompts=16, retain_prompts=9, samples=4, temperature=1.3, max_new_tokens=40, steps=6, pairs_per_step=4,

@@ -8,8 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support import make_artifact, make_context
-from tests.support_stages import OFTEN, Killed, assert_checkpoint, changed_weights, check_training_stage, cut_off
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
 from loopline.grading.reward import RewardConfig
@@ -19,6 +17,8 @@ from loopline.posttrain.config import GRPOConfig
 from loopline.posttrain.stage import grpo
 from loopline.rl.rollout_config import RolloutConfig, RolloutRuntime
 from loopline.store.artifact import content_digest
+from tests.support import make_artifact, make_context
+from tests.support_stages import OFTEN, Killed, assert_checkpoint, changed_weights, check_training_stage, cut_off
 
 CONFIG = GRPOConfig(
     steps=6,

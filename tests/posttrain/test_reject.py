@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.support import make_artifact, make_context
-from tests.support_stages import OFTEN, changed_weights, check_training_stage
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_jsonl
 from loopline.posttrain import reject as module
 from loopline.posttrain.config import RejectConfig
 from loopline.posttrain.stage import reject
+from tests.support import make_artifact, make_context
+from tests.support_stages import OFTEN, changed_weights, check_training_stage
 
 SMALL = RejectConfig(
     samples=4, temperature=1.2, max_new_tokens=10, minimum=3, steps=6, examples_per_step=8, sequence_length=224,

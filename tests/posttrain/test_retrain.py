@@ -4,8 +4,6 @@ import shutil
 
 import pytest
 
-from tests.support import make_artifact, make_context
-from tests.support_stages import OFTEN, changed_weights, check_training_stage
 from loopline.base.errors import UserError
 from loopline.base.files import write_jsonl
 from loopline.model.checkpoint import load_model, load_tokenizer
@@ -14,6 +12,8 @@ from loopline.posttrain.stage import retrain
 from loopline.training.batch import build_batch
 from loopline.training.conversations import message_example
 from loopline.training.objectives import NextToken
+from tests.support import make_artifact, make_context
+from tests.support_stages import OFTEN, changed_weights, check_training_stage
 
 SMALL = RetrainConfig(
     steps=6, examples_per_step=8, rows_per_batch=4, replay={"arithmetic": 0.6, "lookup": 0.4}, runtime=OFTEN

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import make_artifact, make_context
-from tests.support_stages import OFTEN, changed_weights, check_training_stage
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl
 from loopline.posttrain.config import GRPOConfig, RFTConfig
 from loopline.posttrain.rft import accept
 from loopline.posttrain.stage import grpo, rft
+from tests.support import make_artifact, make_context
+from tests.support_stages import OFTEN, changed_weights, check_training_stage
 
 SMALL = RFTConfig(
     from_step=0.4, minimum=3, solved_share=0.9, steps=6, examples_per_step=8, sequence_length=224, rows_per_batch=4,

@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.support import make_artifact, make_context
-from tests.support_stages import OFTEN, changed_weights, check_training_stage
 from loopline.base.errors import UserError
 from loopline.grading.tasks import load_tasks
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.posttrain.config import SFTConfig
 from loopline.posttrain.stage import sft
+from tests.support import make_artifact, make_context
+from tests.support_stages import OFTEN, changed_weights, check_training_stage
 
 SMALL = {"steps": 6, "examples_per_step": 8, "sequence_length": 224, "rows_per_batch": 2, "runtime": OFTEN}
 

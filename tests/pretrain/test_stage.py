@@ -5,8 +5,6 @@ import json
 import pytest
 import torch
 
-from tests.support import make_artifact, make_context
-from tests.support_stages import OFTEN, PLAN, changed_weights, check_training_stage
 from loopline.base.errors import UserError
 from loopline.base.files import write_json
 from loopline.model.checkpoint import load_model
@@ -15,6 +13,8 @@ from loopline.pretrain.stage import continue_pretraining, pretrain
 from loopline.training.batch import Batch
 from loopline.training.objectives import NextToken
 from loopline.training.shards import ShardSet
+from tests.support import make_artifact, make_context
+from tests.support_stages import OFTEN, PLAN, changed_weights, check_training_stage
 
 
 def heldout_loss(model, data):

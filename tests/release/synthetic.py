@@ -6,10 +6,10 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.base.files import write_json, write_jsonl
 from loopline.model.checkpoint import save_checkpoint
 from loopline.release.evidence import Evidence, Size, gather, scores
+from tests.support_model import tiny_model, tiny_tokenizer
 
 FAMILIES = ("arithmetic", "word_problem", "ordering", "code", "format", "safety")
 

@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from tests.release.synthetic import FAMILIES, UNSAFE, evidence, items, write_checkpoint
 from loopline.base.errors import UserError
 from loopline.model.checkpoint import load_model
 from loopline.release.choose import choose, objective
 from loopline.release.config import Gates, ReleaseConfig
 from loopline.release.evidence import checkpoint_size, refusal_metrics
+from tests.release.synthetic import FAMILIES, UNSAFE, evidence, items, write_checkpoint
 
 
 def rates(value: float, **changes: float) -> dict[str, float]:

@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from tests.release.synthetic import FAMILIES, items, write_evaluation
 from loopline.base.errors import UserError
 from loopline.base.files import write_json, write_jsonl
 from loopline.release.config import GateConfig
 from loopline.release.decide import compare_families, compare_sources, decide
+from tests.release.synthetic import FAMILIES, items, write_evaluation
 
 
 def families(before: dict[str, float], after: dict[str, float], n: int = 400):

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.synthetic import make_run
 from loopline.report.data import build_report
+from tests.report.synthetic import make_run
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from tests.report.synthetic import FAMILIES, RATES, items
 from loopline.base.files import read_jsonl
 from loopline.grading.statistics import holm, paired_comparison
 from loopline.report.comparisons import Answers, compare_pair
+from tests.report.synthetic import FAMILIES, RATES, items
 
 REASONING = ("arithmetic", "word_problem", "ordering")
 PAIRS = {

@@ -1,5 +1,5 @@
-from tests.report.synthetic import STEPS
 from loopline.report.curves import LOSSES, RL, Chart, panels
+from tests.report.synthetic import STEPS
 
 
 def test_a_curve_has_one_number_per_step_and_none_where_it_was_not_finite(full_report):

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.report import synthetic
-from tests.report.synthetic import make_run, recipe, synthetic_line
 from loopline.base.errors import UserError
 from loopline.base.files import read_json
 from loopline.graph import LINE
 from loopline.line import run_line
 from loopline.report.data import build_report
 from loopline.store.artifact import content_digest
+from tests.report import synthetic
+from tests.report.synthetic import make_run, recipe, synthetic_line
 
 ASKED = {}
 

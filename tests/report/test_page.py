@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.synthetic import HOSTILE, make_run, recipe, synthetic_line
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_json
 from loopline.line import run_line
 from loopline.report.page import refresh_report, write_report
 from loopline.report.render import visible
+from tests.report.synthetic import HOSTILE, make_run, recipe, synthetic_line
 
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
 ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "xlink:href", "formaction", "background"}

@@ -1,6 +1,6 @@
-from tests.report.synthetic import FAMILIES, HOSTILE, STEPS, items
 from loopline.report.harness import choose
 from loopline.report.samples import CHECKPOINTS
+from tests.report.synthetic import FAMILIES, HOSTILE, STEPS, items
 
 
 def test_rollouts_are_early_middle_and_late_with_both_outcomes(full_report):

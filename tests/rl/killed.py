@@ -49,10 +49,10 @@ def arm(moment):
 
 def run(world, job):
     """The stage, as the line would run it: into a directory whose state survives."""
-    from tests.support import make_context
     from loopline.posttrain.config import GRPOConfig
     from loopline.posttrain.stage import grpo
     from loopline.store.artifact import Artifact
+    from tests.support import make_context
 
     if job["moment"]:
         arm(job["moment"])
@@ -63,10 +63,10 @@ def run(world, job):
 def main():
     import torch
 
-    from tests.support_model import tiny_model
     from loopline.posttrain import stage  # noqa: F401
     from loopline.training import loop
     from loopline.training.config import OptimizerConfig
+    from tests.support_model import tiny_model
 
     torch.set_num_threads(1)
     loop.build_optimizers(tiny_model(), OptimizerConfig())

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support_model import tiny_model
 from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Grade
 from loopline.grading.graders import GraderSet
@@ -17,6 +16,7 @@ from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.rollout import RolloutSource
 from loopline.rl.rollout_config import RolloutConfig
 from loopline.rl.sampler import Sampler
+from tests.support_model import tiny_model
 
 CONFIG = PolicyGradientConfig(prompts_per_step=4, group_size=4, max_new_tokens=6)
 SHARES = {"arithmetic": 0.5, "ordering": 0.5}

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from tests.rl.support import CONFIG, ParityGraders, make_source, policy
-from tests.support_model import tiny_tokenizer
 from loopline.model.adapter_config import LoRAConfig
 from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.posttrain.config import GRPOConfig
@@ -13,6 +11,8 @@ from loopline.store.context import Context
 from loopline.training.config import OptimizerConfig, TrainConfig, TrainRuntime
 from loopline.training.loop import train
 from loopline.training.policy import load_policy, policy_weights, save_policy
+from tests.rl.support import CONFIG, ParityGraders, make_source, policy
+from tests.support_model import tiny_tokenizer
 
 pytest.importorskip("peft")
 RL = CONFIG.model_copy(update={"drop_zero_signal": False})

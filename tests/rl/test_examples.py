@@ -5,8 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.rl.support import CONFIG, make_sampler, policy, task
-from tests.support_model import tiny_model
 from loopline.grading.grade import Grade
 from loopline.harness.trajectory import Trajectory
 from loopline.inference.engine import Completion, Sampling, TorchEngine
@@ -19,6 +17,8 @@ from loopline.rl.rollout import row_of
 from loopline.rl.sampler import Memory
 from loopline.training.batch import Example, build_batch, pack
 from loopline.training.loop import accumulate
+from tests.rl.support import CONFIG, make_sampler, policy, task
+from tests.support_model import tiny_model
 
 
 def answer(tokens, forced, finish="stop"):

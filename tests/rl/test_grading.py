@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from tests.rl.support import CONFIG, SHARES, make_sampler, policy, task
 from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
@@ -13,6 +12,7 @@ from loopline.grading.reward import RewardConfig
 from loopline.inference.engine import TorchEngine
 from loopline.rl.grading import Grading
 from loopline.rl.sampler import Memory
+from tests.rl.support import CONFIG, SHARES, make_sampler, policy, task
 
 SOURCE = "def grade(sample, item):\n    return (len(sample['output_text']) % 5) / 4\n"
 DEFINITIONS = {

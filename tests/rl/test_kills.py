@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support_stages import world
 from loopline.base.files import read_jsonl
 from loopline.store.artifact import content_digest
+from tests.support_stages import world
 
 __all__ = ["world"]
 CONFIG = {

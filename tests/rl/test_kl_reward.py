@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 
-from tests.rl.support import CONFIG, make_source, policy
 from loopline.rl.advantage import batch_advantages
 from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.kl_reward import charge, charged_advantages, token_charges
@@ -14,6 +13,7 @@ from loopline.rl.losses import PolicyInput, policy_loss
 from loopline.rl.ppo import with_values
 from loopline.rl.ppo_config import PPOConfig
 from loopline.training.batch import Example
+from tests.rl.support import CONFIG, make_source, policy
 
 LOGITS = torch.tensor([0.3, -0.8, 1.1, 0.0, -0.4], dtype=torch.float64)
 REFERENCE = torch.tensor([-0.2, 0.5, 0.7, 0.1, -1.0], dtype=torch.float64).log_softmax(-1)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tests.support_model import tiny_model
 from loopline.rl.objective import GRPO, clipped_surrogate
 from loopline.training.batch import Example, build_batch
 from loopline.training.objectives import score_tokens
+from tests.support_model import tiny_model
 
 
 @pytest.mark.parametrize(

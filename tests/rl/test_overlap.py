@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.rl.support import CONFIG, Plan, make_sampler, make_source, policy
-from tests.support_model import tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl
 from loopline.inference.fingerprint import fingerprint
@@ -19,6 +17,8 @@ from loopline.rl.overlap import LocalDrawer, Pipeline, ProcessDrawer, load_check
 from loopline.rl.rollout import gather_trained
 from loopline.rl.rollout_config import RolloutConfig, RolloutRuntime
 from loopline.rl.sampler import Memory, pack_rollout
+from tests.rl.support import CONFIG, Plan, make_sampler, make_source, policy
+from tests.support_model import tiny_tokenizer
 
 
 def aged(staleness, background="off"):

@@ -5,8 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rl.support import CONFIG, SHARES, TASKS, ParityGraders, policy
-from tests.support_model import tiny_model
 from loopline.grading.grade import Grade
 from loopline.grading.reward import RewardConfig
 from loopline.inference.engine import TorchEngine
@@ -29,6 +27,8 @@ from loopline.training.batch import Example, build_batch, pack
 from loopline.training.config import OptimizerConfig
 from loopline.training.loop import accumulate
 from loopline.training.optimizer import build_optimizers
+from tests.rl.support import CONFIG, SHARES, TASKS, ParityGraders, policy
+from tests.support_model import tiny_model
 
 answers = st.lists(
     st.tuples(st.floats(-1, 1), st.lists(st.floats(-2, 2), min_size=1, max_size=6)), min_size=1, max_size=5

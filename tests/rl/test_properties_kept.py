@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.rl.support import CONFIG, ParityGraders, make_source, policy
 from loopline.base.errors import UserError
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.rl.config import PolicyGradientConfig
@@ -16,6 +15,7 @@ from loopline.training.batch import build_batch
 from loopline.training.loop import accumulate
 from loopline.training.objectives import score_tokens
 from loopline.training.prefixes import pack_shared
+from tests.rl.support import CONFIG, ParityGraders, make_source, policy
 
 
 def sampled(tokenizer, sampling, prompts=((20, 21, 22), (30, 31, 32, 33))):

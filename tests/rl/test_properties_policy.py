@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model
 from loopline.rl.config import PRESETS, PolicyGradientConfig
 from loopline.rl.losses import (
     PolicyInput,
@@ -21,6 +20,7 @@ from loopline.rl.losses import (
 from loopline.rl.objective import GRPO
 from loopline.training.batch import Example, build_batch
 from loopline.training.objectives import score_tokens
+from tests.support_model import tiny_model
 
 
 def inputs_for(logprobs, old, advantages, owners=None, **extra):

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from tests.support_model import tiny_model
 from loopline.rl.config import PRESETS, PolicyGradientConfig
 from loopline.rl.examples import example_of
 from loopline.rl.objective import GRPO
 from loopline.training.batch import Batch, Example, build_batch, pack
 from loopline.training.loop import accumulate
 from loopline.training.objectives import NextToken
+from tests.support_model import tiny_model
 
 LENGTHS = (3, 9, 1, 6, 12, 2, 7, 5)
 

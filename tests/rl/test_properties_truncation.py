@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from tests.rl.support import CONFIG, task
-from tests.support_model import tiny_model
 from loopline.grading.grade import Grade, Sample
 from loopline.grading.reward import RewardConfig, compute_rewards
 from loopline.inference.engine import Completion
@@ -13,6 +11,8 @@ from loopline.rl.examples import build_examples, with_extra
 from loopline.rl.group import Group
 from loopline.rl.objective import GRPO
 from loopline.training.batch import build_batch
+from tests.rl.support import CONFIG, task
+from tests.support_model import tiny_model
 
 REWARDS = [1.0, 0.0, 0.25]
 TOKENS = [[20, 21, 22, 1], [30, 31, 1], [40, 41, 42, 43, 44, 45]]

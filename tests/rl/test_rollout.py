@@ -8,8 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.rl.support import CONFIG, ParityGraders, make_source, task
-from tests.support_model import tiny_model
 from loopline.base.files import read_jsonl
 from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Grade
@@ -22,6 +20,8 @@ from loopline.rl.objective import GRPO
 from loopline.rl.rollout import Group, build_examples, gather_records
 from loopline.training.batch import pack
 from loopline.training.loop import accumulate
+from tests.rl.support import CONFIG, ParityGraders, make_source, task
+from tests.support_model import tiny_model
 
 
 def rows_of(batches):

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rl.support import CONFIG, ParityGraders, make_sampler, make_source, policy, task
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl
 from loopline.grading.grade import Grade
@@ -14,6 +13,7 @@ from loopline.model.tokenizer import THINK, THINK_END
 from loopline.rl.rollout_config import RolloutConfig
 from loopline.rl.sampler import Memory, differs, pack_rollout, unpack_rollout
 from loopline.rl.thinking import render_prompt, thinking_switches
+from tests.rl.support import CONFIG, ParityGraders, make_sampler, make_source, policy, task
 
 
 class Picky(ParityGraders):

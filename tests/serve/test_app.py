@@ -8,13 +8,13 @@ import httpx
 import openai
 import pytest
 
-from tests.serve.scripted import ScriptedEngine, served
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.inference.engine import TorchEngine
 from loopline.serve.config import ServeConfig
 from loopline.serve.model import ServedModel
 from loopline.serve.records import Records
 from loopline.serve.server import BackgroundServer
+from tests.serve.scripted import ScriptedEngine, served
+from tests.support_model import tiny_model, tiny_tokenizer
 
 CALL = '<tool_call>{"name": "search", "arguments": {"query": "lamp"}}</tool_call>'
 TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}]

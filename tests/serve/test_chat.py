@@ -7,10 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
-from tests.serve.scripted import ScriptedEngine, served
-from tests.support_model import tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.serve.chat import chat
+from tests.serve.scripted import ScriptedEngine, served
+from tests.support_model import tiny_tokenizer
 
 
 def talk(tmp_path, lines, reply, context=256):

@@ -7,12 +7,12 @@ import socket
 import httpx
 import pytest
 
-from tests.serve.scripted import ScriptedEngine, served
-from tests.support_model import tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.inference.engine import Sampling
 from loopline.serve.config import ServeConfig
 from loopline.serve.server import BackgroundServer, listen
+from tests.serve.scripted import ScriptedEngine, served
+from tests.support_model import tiny_tokenizer
 
 
 def test_a_taken_port_is_named():

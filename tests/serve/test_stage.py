@@ -6,9 +6,6 @@ import re
 
 import pytest
 
-from tests.release.synthetic import write_checkpoint
-from tests.serve.scripted import ScriptedEngine, served
-from tests.support_model import tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_json, write_jsonl
 from loopline.grading.config import DEFAULT_DEFINITIONS
@@ -20,6 +17,9 @@ from loopline.serve.stage import scripted_rows, traffic
 from loopline.serve.users import cast, unseen_tail
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from tests.release.synthetic import write_checkpoint
+from tests.serve.scripted import ScriptedEngine, served
+from tests.support_model import tiny_tokenizer
 
 CONFIG = TrafficConfig(conversations=16, wave=7, max_tokens=80, families=("arithmetic", "safety"))
 

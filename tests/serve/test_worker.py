@@ -7,10 +7,10 @@ from concurrent.futures import wait
 
 import pytest
 
-from tests.serve.scripted import ScriptedEngine
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.serve.worker import EngineWorker, QueueFull
+from tests.serve.scripted import ScriptedEngine
+from tests.support_model import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import make_artifact
 from loopline.base.errors import UserError
 from loopline.store.artifact import Artifact, content_digest
+from tests.support import make_artifact
 
 NAMES = st.sampled_from(["a.txt", "b.txt", "deep/a.txt", "deep/er/c", "logs/x", "deep/log/y", "deep/artifact.json"])
 TREES = st.dictionaries(NAMES, st.binary(max_size=6), max_size=6)

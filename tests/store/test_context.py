@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import make_context
 from loopline.store.context import Context, Metrics
+from tests.support import make_context
 
 
 def steps(metrics):

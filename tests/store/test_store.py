@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import every_fault
 from loopline.base.errors import UserError
 from loopline.base.files import write_atomic
 from loopline.store.artifact import MANIFEST, content_digest
 from loopline.store.store import Store
 from loopline.store.why import Making, explain
+from tests.faults import every_fault
 
 MAKING = Making("sft", 1, 3, {"steps": 5}, {"base": {"stage": "pretrain", "digest": "ab"}})
 

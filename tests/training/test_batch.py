@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model
 from loopline.base.errors import UserError
 from loopline.training.batch import Example, assign_rows, build_batch, evenly, pack
 from loopline.training.objectives import score_tokens
+from tests.support_model import tiny_model
 
 
 @settings(max_examples=20, deadline=None)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_tokenizer
 from loopline.base.errors import UserError
 from loopline.corpus.generators.config import GeneratorConfig, TrainCounts
 from loopline.corpus.generators.generate import generate_tasks
 from loopline.grading.tasks import task_from_row
 from loopline.model.tokenizer import ASSISTANT, END, ROLE_IDS
 from loopline.training.conversations import choose_response, families_of, message_example, task_examples
+from tests.support_model import tiny_tokenizer
 
 COUNTS = TrainCounts(arithmetic=40, word_problem=10, ordering=10, code=10, format=10, safety=10, lookup=40)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
-from tests.support_model import tiny_model
-from tests.training.test_loop import random_examples
 from loopline.rl.objective import GRPO
 from loopline.training.batch import build_batch
 from loopline.training.loop import accumulate
 from loopline.training.objectives import DPO, NextToken
+from tests.support_model import tiny_model
+from tests.training.test_loop import random_examples
 
 OBJECTIVES = {"next token": NextToken(), "grpo": GRPO(0.2, 0.3, 0.8), "dpo": DPO(0.3, sft_weight=0.1)}
 

@@ -7,9 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import make_context
-from tests.support_model import tiny_model
-from tests.training.test_loop import Killed, random_examples
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl
 from loopline.training.config import GuardConfig, TrainConfig, TrainRuntime
@@ -17,6 +14,9 @@ from loopline.training.guards import Decision, NonFiniteGuard, SpikeGuard, worst
 from loopline.training.loop import train
 from loopline.training.objectives import NextToken
 from loopline.training.sources import ExampleSource
+from tests.support import make_context
+from tests.support_model import tiny_model
+from tests.training.test_loop import Killed, random_examples
 
 SHORT = GuardConfig(spike_minimum=8, spike_window=16, patience=3)
 

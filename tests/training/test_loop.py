@@ -5,8 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import make_context
-from tests.support_model import tiny_model
 from loopline.base.errors import UserError
 from loopline.rl.objective import GRPO
 from loopline.training.batch import Example, build_batch, pack
@@ -15,6 +13,8 @@ from loopline.training.loop import accumulate, train
 from loopline.training.objectives import DPO, NextToken
 from loopline.training.optimizer import schedule_factor
 from loopline.training.sources import ExampleSource, PairSource, apportion, family_indices
+from tests.support import make_context
+from tests.support_model import tiny_model
 
 
 def random_examples(seed, count=8, extras=False):

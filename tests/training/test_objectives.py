@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model
 from loopline.training.batch import Batch, Example, build_batch, pack
 from loopline.training.objectives import DPO, NextToken, score_tokens, sum_by_sequence
+from tests.support_model import tiny_model
 
 MODEL = tiny_model(11)
 weights = st.sampled_from([0.0, 1.0, 1.0, 0.25])

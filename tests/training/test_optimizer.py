@@ -3,13 +3,13 @@
 import torch
 import transformers
 
-from tests.model.families import EXPERTS, SIZES
-from tests.support_model import tiny_model
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
 from loopline.model.heads import ScoreModel
 from loopline.training.config import OptimizerConfig
 from loopline.training.optimizer import build_optimizers
+from tests.model.families import EXPERTS, SIZES
+from tests.support_model import tiny_model
 
 
 def groups_of(model, kind):

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model
 from loopline.base.errors import UserError
 from loopline.rl.objective import GRPO
 from loopline.training.batch import Example, pack
 from loopline.training.loop import accumulate
 from loopline.training.objectives import NextToken, score_tokens
 from loopline.training.prefixes import by_beginning, pack_shared, split_bundle
+from tests.support_model import tiny_model
 
 groups = st.lists(
     st.tuples(st.integers(1, 12), st.lists(st.integers(1, 10), min_size=1, max_size=5)), min_size=1, max_size=4

@@ -5,7 +5,6 @@ import threading
 import pytest
 import torch
 
-from tests.support_model import tiny_model, tiny_tokenizer
 from loopline.model.adapter_config import LoRAConfig
 from loopline.model.checkpoint import save_checkpoint
 from loopline.training.batch import Example, pack
@@ -13,6 +12,7 @@ from loopline.training.loop import accumulate
 from loopline.training.objectives import NextToken
 from loopline.training.policy import load_policy
 from loopline.training.side_by_side import in_order, possible
+from tests.support_model import tiny_model, tiny_tokenizer
 
 
 def batches(count=24, rows=2):

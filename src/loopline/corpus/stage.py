@@ -184,6 +184,4 @@ def _check_requests(requests: list[Any], path: Path) -> None:
             else ["id"]
         )
         if missing:
-            raise UserError(
-                f"{path}, row {number}: no {missing[0]!r}", "write the rows that `loopline serve` exports"
-            )
+            raise UserError(f"{path}, row {number}: no {missing[0]!r}", "write the rows that `loopline serve` exports")

@@ -32,9 +32,7 @@ def fingerprint(run_dir: Path) -> str:
     """sha256 over everything that the page shows or would show differently. Raises `UserError` when there is no run."""
     board = run_dir / "run.json"
     if not board.exists():
-        raise UserError(
-            f"There is no run in {run_dir}", "start one with `loopline run laptop`, or name it with --dir"
-        )
+        raise UserError(f"There is no run in {run_dir}", "start one with `loopline run laptop`, or name it with --dir")
     content = hashlib.sha256(code_version().encode())
     content.update(board.read_bytes())
     content.update(str(is_running(run_dir)).encode())

@@ -62,9 +62,7 @@ def chat(
             if not line:
                 continue
             messages.append({"role": "user", "content": line})
-            answer = _answer(
-                client, {"model": "loopline", "messages": messages, "stream": True, **settings}, console
-            )
+            answer = _answer(client, {"model": "loopline", "messages": messages, "stream": True, **settings}, console)
             messages.append({"role": "assistant", "content": answer})
 
 

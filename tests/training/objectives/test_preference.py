@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support_model import tiny_model
 from loopline.training.batch import Example, build_batch
 from loopline.training.loop import accumulate
 from loopline.training.objectives import CPO, DPO, KTO, ORPO, PreferenceInput, SimPO
@@ -23,6 +22,7 @@ from loopline.training.objectives.preference import (
     orpo,
     simpo,
 )
+from tests.support_model import tiny_model
 
 summed = st.floats(-30, -0.5)
 lengths = st.integers(1, 9)

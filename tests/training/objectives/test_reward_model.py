@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from tests.support_model import tiny_model
 from loopline.model.heads import ScoreModel
 from loopline.training.batch import Batch, Example, build_batch, pack
 from loopline.training.loop import accumulate
 from loopline.training.objectives import BradleyTerry, Pointwise, ProcessReward
 from loopline.training.objectives.reward_model import bradley_terry, last_places, pointwise, process_reward
+from tests.support_model import tiny_model
 
 
 def score_model(seed=0):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tests.support_model import tiny_model
 from loopline.training.batch import Batch, Example, build_batch
 from loopline.training.objectives import NextToken, blocks, score_tokens
 from loopline.training.objectives.blocks import linear_scores, linear_total
 from loopline.training.objectives.scores import total_logprob
+from tests.support_model import tiny_model
 
 EXAMPLES = [
     [Example([20, 30, 40, 50, 60], [0, 0, 1, 1, 0.5]), Example([21, 31, 41], [0, 1, 1])],
