@@ -30,8 +30,8 @@ import common
 import torch
 import worlds
 
+from loopline.chat.load import load_tokenizer
 from loopline.inference.engine import Sampling, TorchEngine
-from loopline.model.checkpoint import load_tokenizer
 
 SIDES = ("ours", "generate", "continuous")
 SIZES: dict[str, dict[str, Any]] = {

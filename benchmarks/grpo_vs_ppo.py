@@ -37,10 +37,6 @@ import worlds
 
 from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
 from loopline.corpus import tokenizer as tokenizers
-from loopline.corpus.generators import arithmetic
-from loopline.corpus.generators.config import GeneratorConfig
-from loopline.corpus.generators.generate import GRADERS
-from loopline.corpus.generators.instance import collect, random_for, rows
 from loopline.grading.config import DEFAULT_DEFINITIONS, GradersConfig
 from loopline.grading.stage import graders
 from loopline.model.checkpoint import save_checkpoint
@@ -50,6 +46,10 @@ from loopline.posttrain.config import GRPOConfig, SFTConfig
 from loopline.posttrain.stage import grpo, sft
 from loopline.store.artifact import Artifact, content_digest
 from loopline.store.context import Context
+from loopline.tasks.generators import arithmetic
+from loopline.tasks.generators.config import GeneratorConfig
+from loopline.tasks.generators.generate import GRADERS
+from loopline.tasks.generators.instance import collect, random_for, rows
 from loopline.training.config import OptimizerConfig
 
 RESULT = Path(__file__).resolve().parent / "results" / "grpo_vs_ppo.json"

@@ -35,17 +35,18 @@ import common
 import torch
 import worlds
 
+from loopline.chat.load import load_tokenizer
 from loopline.grading.grade import Grade, Sample, split_thinking
 from loopline.grading.reward import RewardConfig
-from loopline.grading.tasks import Task
 from loopline.inference.engine import TorchEngine
-from loopline.model.checkpoint import load_model, load_tokenizer
+from loopline.model.checkpoint import load_model
 from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.objective import GRPO
 from loopline.rl.rollout import RolloutSource
 from loopline.rl.rollout_config import RolloutConfig
 from loopline.rl.sampler import Sampler
 from loopline.store.context import Context
+from loopline.tasks.task import Task
 from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from loopline.training.loop import train
 

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from loopline.base.files import read_json, write_json
+from loopline.chat.load import load_tokenizer
 from loopline.corpus import tokenizer as tokenizers
 from loopline.inference.engine import Sampling, TorchEngine
-from loopline.model.checkpoint import load_tokenizer, save_checkpoint
+from loopline.model.checkpoint import save_checkpoint
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
 from loopline.store.context import Context

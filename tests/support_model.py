@@ -6,9 +6,9 @@ import torch
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from loopline.chat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
-from loopline.model.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 
 def tiny_config(vocab_size: int = 300, **changes: object) -> ModelConfig:

@@ -10,8 +10,6 @@ import torch
 from loopline.base.files import write_json
 from loopline.corpus import tokenizer as tokenizers
 from loopline.corpus.document import Document
-from loopline.corpus.generators.config import DocumentBytes, GeneratorConfig, TrainCounts
-from loopline.corpus.generators.generate import generate_documents, write_tasks
 from loopline.corpus.shards import mixture, write_split
 from loopline.grading.config import GradersConfig
 from loopline.grading.stage import graders
@@ -22,6 +20,8 @@ from loopline.posttrain.config import SFTConfig
 from loopline.posttrain.stage import sft
 from loopline.store.artifact import content_digest
 from loopline.store.context import Context
+from loopline.tasks.generators.config import DocumentBytes, GeneratorConfig, TrainCounts
+from loopline.tasks.generators.generate import generate_documents, write_tasks
 from loopline.training import loop
 from loopline.training.config import OptimizerConfig, TrainRuntime
 from tests.support import make_artifact, make_context

@@ -12,12 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from loopline.corpus.generators.config import GeneratorConfig, TrainCounts
-from loopline.corpus.generators.generate import write_tasks
 from loopline.grading.audit import audit, audit_digest
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import load_tasks
+from loopline.tasks.generators.config import GeneratorConfig, TrainCounts
+from loopline.tasks.generators.generate import write_tasks
+from loopline.tasks.task import load_tasks
 
 COUNTS = TrainCounts(arithmetic=60, word_problem=60, ordering=60, code=60, format=60, safety=60, lookup=60)
 

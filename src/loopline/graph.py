@@ -32,8 +32,8 @@ CONFIGS = {
     "plan": "loopline.plan.config:PlanConfig",
     "pretrain": "loopline.pretrain.config:PretrainConfig",
     "graders": "loopline.grading.config:GradersConfig",
-    "evaluate": "loopline.grading.config:EvaluateConfig",
-    "evaluate_next": "loopline.grading.config:EvaluateNextConfig",
+    "evaluate": "loopline.evaluation.config:EvaluateConfig",
+    "evaluate_next": "loopline.evaluation.config:EvaluateNextConfig",
     "sft": "loopline.posttrain.config:SFTConfig",
     "grpo": "loopline.posttrain.config:GRPOConfig",
     "rft": "loopline.posttrain.config:RFTConfig",
@@ -98,7 +98,7 @@ def config_class(section: str) -> type[Config]:
 def evaluation(checkpoint: str, section: str = "evaluate") -> StageSpec:
     """The node that evaluates `checkpoint` on held-out tasks and held-out text."""
     inputs = {"checkpoint": checkpoint, "tasks": "tasks", "graders": "graders", "data": "data"}
-    return StageSpec(f"evaluate_{checkpoint}", 6, "loopline.grading.stage:evaluate", inputs, section, "evaluation")
+    return StageSpec(f"evaluate_{checkpoint}", 6, "loopline.evaluation.stage:evaluate", inputs, section, "evaluation")
 
 
 CANDIDATES = ("sft", "grpo", "rft", "align", "student", "quantize")

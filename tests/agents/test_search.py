@@ -10,14 +10,14 @@ import pytest
 from loopline.agents.evaluation import run_tasks, summarize
 from loopline.agents.proposer import Candidate, best_of, propose, propose_by_command
 from loopline.agents.search import dominates, frontier, search
+from loopline.attempts.config import HarnessConfig
+from loopline.attempts.scripted import ScriptedEngine
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl
-from loopline.harness.calls import write_call
-from loopline.harness.config import HarnessConfig
-from loopline.harness.scripted import ScriptedEngine
+from loopline.chat.calls import write_call
+from loopline.chat.tokenizer import Tokenizer
 from loopline.inference.engine import Sampling
-from loopline.model.tokenizer import Tokenizer
-from tests.harness import world
+from tests.environments import world
 
 FIRST = HarnessConfig(max_turns=3, max_context_tokens=4096)
 

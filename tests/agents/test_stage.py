@@ -7,13 +7,13 @@ import pytest
 
 from loopline.agents import stage
 from loopline.agents.config import HarnessSearchConfig
+from loopline.attempts.config import HarnessConfig
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
-from loopline.harness.config import HarnessConfig
-from loopline.harness.trajectory import Trajectory
+from loopline.inference.trajectory import Trajectory
 from loopline.model.checkpoint import save_checkpoint
 from loopline.store.artifact import Artifact, content_digest
-from tests.harness import world
+from tests.environments import world
 from tests.support import make_artifact, make_context
 from tests.support_model import tiny_model
 

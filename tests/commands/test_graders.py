@@ -12,7 +12,7 @@ from loopline.commands.config import GRADER, PROMPTS, ProbeConfig
 from loopline.commands.graders import audit_answers, check_references, judge, load_grader, that_fit
 from loopline.grading.grade import Grade, Sample
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import Task
+from loopline.tasks.task import Task
 
 SOLVED = "She sold 48/2 = <<48/2=24>>24 clips in May.\n#### 72"
 

@@ -7,10 +7,10 @@ import torch
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl
+from loopline.chat.load import load_tokenizer
 from loopline.commands.config import PreferenceConfig
 from loopline.commands.preference import objective_of
 from loopline.commands.run import Request, run_command
-from loopline.model.checkpoint import load_tokenizer
 from loopline.posttrain.scoring import score_conversations
 from loopline.training.conversations import steps_example
 from loopline.training.objectives import OBJECTIVES

@@ -11,11 +11,11 @@ import pytest
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_jsonl
+from loopline.chat.tokenizer import Tokenizer
 from loopline.corpus.config import DataConfig, RawConfig, TasksConfig, TrafficDataConfig
 from loopline.corpus.decontaminate import HeldoutIndex
 from loopline.corpus.document import read_documents
 from loopline.corpus.stage import data, raw, separate, tasks, traffic_data
-from loopline.model.tokenizer import Tokenizer
 from loopline.training.shards import ShardSet
 from tests.support import make_artifact, make_context
 

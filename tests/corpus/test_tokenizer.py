@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
+from loopline.chat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from loopline.corpus.config import PythonConfig
 from loopline.corpus.document import make_document
 from loopline.corpus.python_source import read_python
 from loopline.corpus.tokenizer import plain, save, train, training_texts
-from loopline.model.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "Answer in one word.\n"},

@@ -10,10 +10,10 @@ from loopline.distill.config import QuantizeConfig, StudentBaseConfig, StudentCo
 from loopline.distill.stage import quantize, student, student_base, traces
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import load_tasks
 from loopline.inference.engine import TorchEngine
 from loopline.model.checkpoint import load_model
 from loopline.store.artifact import content_digest
+from loopline.tasks.task import load_tasks
 from loopline.training import finetune
 from loopline.training.batch import Batch
 from loopline.training.objectives import NextToken

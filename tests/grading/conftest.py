@@ -2,11 +2,11 @@
 
 import pytest
 
-from loopline.corpus.generators.config import GeneratorConfig, TrainCounts
-from loopline.corpus.generators.generate import generate_tasks
 from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import task_from_row
+from loopline.tasks.generators.config import GeneratorConfig, TrainCounts
+from loopline.tasks.generators.generate import generate_tasks
+from loopline.tasks.task import task_from_row
 
 COUNTS = TrainCounts(arithmetic=60, word_problem=60, ordering=60, code=60, format=60, safety=80, lookup=60)
 

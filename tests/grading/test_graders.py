@@ -7,7 +7,7 @@ from loopline.base.files import write_json
 from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import task_from_row
+from loopline.tasks.task import task_from_row
 
 TASK = task_from_row(
     {

@@ -20,7 +20,7 @@ from loopline.grading.reward import (
     repetition,
     shape_by_length,
 )
-from loopline.grading.tasks import task_from_row
+from loopline.tasks.task import task_from_row
 
 TASK = task_from_row(
     {

@@ -4,12 +4,14 @@ import pytest
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json
-from loopline.corpus.generators.config import GeneratorConfig, TrainCounts
-from loopline.corpus.generators.generate import write_tasks
-from loopline.grading.config import DEFAULT_DEFINITIONS, FAMILIES, REASONING, EvaluateConfig, GradersConfig
-from loopline.grading.stage import evaluate, graders
+from loopline.evaluation.config import EvaluateConfig
+from loopline.evaluation.stage import evaluate
+from loopline.grading.config import DEFAULT_DEFINITIONS, FAMILIES, REASONING, GradersConfig
+from loopline.grading.stage import graders
 from loopline.model.checkpoint import save_checkpoint
 from loopline.store.artifact import content_digest
+from loopline.tasks.generators.config import GeneratorConfig, TrainCounts
+from loopline.tasks.generators.generate import write_tasks
 from tests.support import make_artifact, make_context
 from tests.support_model import tiny_model, tiny_tokenizer
 

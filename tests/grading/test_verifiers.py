@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from loopline.base.errors import UserError
 from loopline.grading.grade import Sample, split_thinking
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import task_from_row
+from loopline.tasks.task import task_from_row
 
 GRADERS = GraderSet.from_defs({n: {"type": n} for n in ("final_answer", "steps", "format_check", "refusal")})
 

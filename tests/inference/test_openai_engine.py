@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from loopline.base.errors import UserError
+from loopline.chat.tokenizer import SPECIAL_TOKENS
 from loopline.inference.engine import Engine, Sampling, TorchEngine
 from loopline.inference.openai_engine import OpenAIEngine, messages_of
-from loopline.model.tokenizer import SPECIAL_TOKENS
 from loopline.serve.app import create_app
 from loopline.serve.config import ServeConfig
 from loopline.serve.model import ServedModel

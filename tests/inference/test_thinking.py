@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
+from loopline.chat.tokenizer import THINK, THINK_END
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.inference.thinking import ThinkingMarks, Thought, thinking_marks
-from loopline.model.tokenizer import THINK, THINK_END
 from tests.support_model import tiny_model, tiny_tokenizer
 
 MARKS = ThinkingMarks(THINK, THINK_END, (20, THINK_END, 21))

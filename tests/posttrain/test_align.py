@@ -5,16 +5,17 @@ import torch
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json
+from loopline.chat.load import load_tokenizer
 from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import load_tasks, task_from_row
 from loopline.inference.engine import Completion, Sampling, TorchEngine
-from loopline.model.checkpoint import load_model, load_tokenizer
+from loopline.model.checkpoint import load_model
 from loopline.posttrain.align import choose_tasks, with_reference
 from loopline.posttrain.config import AlignConfig
 from loopline.posttrain.preferences import build_pairs
 from loopline.posttrain.stage import align
+from loopline.tasks.task import load_tasks, task_from_row
 from loopline.training import loop
 from tests.support import make_artifact, make_context
 from tests.support_stages import OFTEN, Killed, changed_weights, check_training_stage, cut_off

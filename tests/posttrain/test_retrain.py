@@ -6,7 +6,8 @@ import pytest
 
 from loopline.base.errors import UserError
 from loopline.base.files import write_jsonl
-from loopline.model.checkpoint import load_model, load_tokenizer
+from loopline.chat.load import load_tokenizer
+from loopline.model.checkpoint import load_model
 from loopline.posttrain.config import RetrainConfig
 from loopline.posttrain.stage import retrain
 from loopline.training.batch import build_batch

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from loopline.posttrain.config import RejectConfig
-from loopline.posttrain.overlap import HeldoutText, similarity
 from loopline.posttrain.selection import REASONS, balance, histogram, quarter, select
+from loopline.text.overlap import HeldoutText, similarity
 
 
 def output(text, score=1.0, finish="stop", tokens=None, **more):

@@ -3,10 +3,10 @@
 import pytest
 
 from loopline.base.errors import UserError
-from loopline.grading.tasks import load_tasks
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.posttrain.config import SFTConfig
 from loopline.posttrain.stage import sft
+from loopline.tasks.task import load_tasks
 from tests.support import make_artifact, make_context
 from tests.support_stages import OFTEN, changed_weights, check_training_stage
 

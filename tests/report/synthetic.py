@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loopline.base.files import write_json, write_jsonl, write_text
-from loopline.grading.evaluate import summarize
+from loopline.evaluation.evaluate import summarize
 from loopline.graph import LINE, StageSpec
 from loopline.line import run_line
 from loopline.recipe import Recipe, parse_recipe

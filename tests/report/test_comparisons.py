@@ -3,7 +3,7 @@ import math
 import pytest
 
 from loopline.base.files import read_jsonl
-from loopline.grading.statistics import holm, paired_comparison
+from loopline.evaluation.statistics import holm, paired_comparison
 from loopline.report.comparisons import Answers, compare_pair
 from tests.report.synthetic import FAMILIES, RATES, items
 

@@ -5,17 +5,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from loopline.chat.tokenizer import Tokenizer
 from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Grade
 from loopline.grading.graders import GraderSet
 from loopline.grading.reward import RewardConfig
-from loopline.grading.tasks import Task
 from loopline.inference.engine import TorchEngine
-from loopline.model.tokenizer import Tokenizer
 from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.rollout import RolloutSource
 from loopline.rl.rollout_config import RolloutConfig
 from loopline.rl.sampler import Sampler
+from loopline.tasks.task import Task
 from tests.support_model import tiny_model
 
 CONFIG = PolicyGradientConfig(prompts_per_step=4, group_size=4, max_new_tokens=6)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopline.grading.grade import Grade
-from loopline.harness.trajectory import Trajectory
 from loopline.inference.engine import Completion, Sampling, TorchEngine
+from loopline.inference.trajectory import Trajectory
 from loopline.rl.examples import build_examples, example_of, score_examples, trajectory_examples
 from loopline.rl.explain import StepFacts
 from loopline.rl.group import Group

@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.grading.grade import Grade
-from loopline.grading.tasks import Task
 from loopline.inference.engine import Completion
 from loopline.rl.advantage import group_advantages
 from loopline.rl.explain import StepFacts, explain
 from loopline.rl.rollout import Group
+from loopline.tasks.task import Task
 
 TASK = Task(id="t", family="arithmetic", messages=({"role": "user", "content": "1+1=?"},), answer="2", grader="g")
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl
+from loopline.chat.tokenizer import THINK, THINK_END
 from loopline.grading.grade import Grade
 from loopline.grading.reward import LengthConfig, RewardConfig, ToggleConfig
-from loopline.model.tokenizer import THINK, THINK_END
 from loopline.rl.rollout_config import RolloutConfig
 from loopline.rl.sampler import Memory, differs, pack_rollout, unpack_rollout
 from loopline.rl.thinking import render_prompt, thinking_switches

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from loopline.chat.tokenizer import Tokenizer
 from loopline.inference.engine import Completion, Sampling
-from loopline.model.tokenizer import Tokenizer
 from loopline.serve.model import ServedModel
 
 Reply = Callable[[str, int], str]

@@ -9,7 +9,6 @@ import pytest
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_json, write_jsonl
 from loopline.grading.config import DEFAULT_DEFINITIONS
-from loopline.grading.tasks import load_tasks
 from loopline.serve.config import LiveTraffic, TrafficConfig
 from loopline.serve.export import export_rows, traffic_digest
 from loopline.serve.records import Records
@@ -17,6 +16,7 @@ from loopline.serve.stage import scripted_rows, traffic
 from loopline.serve.users import cast, unseen_tail
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import load_tasks
 from tests.release.synthetic import write_checkpoint
 from tests.serve.scripted import ScriptedEngine, served
 from tests.support_model import tiny_tokenizer

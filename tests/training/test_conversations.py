@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
-from loopline.corpus.generators.config import GeneratorConfig, TrainCounts
-from loopline.corpus.generators.generate import generate_tasks
-from loopline.grading.tasks import task_from_row
-from loopline.model.tokenizer import ASSISTANT, END, ROLE_IDS
+from loopline.chat.tokenizer import ASSISTANT, END, ROLE_IDS
+from loopline.tasks.generators.config import GeneratorConfig, TrainCounts
+from loopline.tasks.generators.generate import generate_tasks
+from loopline.tasks.task import task_from_row
 from loopline.training.conversations import choose_response, families_of, message_example, task_examples
 from tests.support_model import tiny_tokenizer
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from loopline.attempts.config import HarnessConfig
 from loopline.base.config import Config, Runtime
-from loopline.harness.config import HarnessConfig
 
 
 class SearchRuntime(Runtime):

@@ -14,16 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from loopline.attempts.config import HarnessConfig
+from loopline.attempts.program import Harness, final_answer
 from loopline.base.errors import UserError
+from loopline.environments.arithmetic import wrong_step
+from loopline.environments.environment import Environment
+from loopline.evaluation.statistics import mean_interval
 from loopline.grading.grade import Grade
-from loopline.grading.statistics import mean_interval
-from loopline.grading.tasks import Task
-from loopline.harness.arithmetic import wrong_step
-from loopline.harness.config import HarnessConfig
-from loopline.harness.environment import Environment
-from loopline.harness.program import Harness, final_answer
-from loopline.harness.trajectory import Trajectory
 from loopline.inference.engine import Engine, Sampling
+from loopline.inference.trajectory import Trajectory
+from loopline.tasks.task import Task
 
 
 def run_tasks(

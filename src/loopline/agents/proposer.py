@@ -19,10 +19,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from loopline.attempts.config import HarnessConfig
 from loopline.base.config import sha256_of
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl
-from loopline.harness.config import HarnessConfig
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 
 from loopline.agents.evaluation import summarize
 from loopline.agents.proposer import Candidate, Proposal, best_of
+from loopline.attempts.config import HarnessConfig
 from loopline.base.files import read_json, write_json, write_jsonl
-from loopline.grading.statistics import paired_comparison
-from loopline.harness.config import HarnessConfig
+from loopline.evaluation.statistics import paired_comparison
 
 Evaluate = Callable[[HarnessConfig], list[dict[str, Any]]]
 Propose = Callable[[Sequence[Candidate]], Proposal | None]

@@ -18,17 +18,17 @@ from loopline.agents.config import HarnessSearchConfig
 from loopline.agents.evaluation import run_tasks, summarize
 from loopline.agents.proposer import Candidate, Proposal, propose, propose_by_command
 from loopline.agents.search import compare, frontier, search
+from loopline.attempts.config import HarnessConfig
+from loopline.attempts.program import Harness
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_json, write_jsonl
+from loopline.environments.lookup import LookupEnvironment
+from loopline.evaluation.environment_audit import audit_environment, require
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import Task, load_tasks
-from loopline.harness.audit import audit_environment, require
-from loopline.harness.config import HarnessConfig
-from loopline.harness.lookup import LookupEnvironment
-from loopline.harness.program import Harness
 from loopline.inference.engine import Engine, Sampling, TorchEngine
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import Task, load_tasks
 
 ENVIRONMENTS = {"lookup": LookupEnvironment}
 FIRST, BEST = "harness:first", "harness:best"

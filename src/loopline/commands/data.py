@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from loopline.base.files import write_json, write_jsonl, write_text
-from loopline.commands.config import GRADER, PROMPTS, DataConfig
-from loopline.commands.files import Table, read_table
-from loopline.commands.layouts import Normalized, normalize
+from loopline.commands.config import GRADER, PROMPTS
 from loopline.posttrain.card import Section, dataset_card, quantiles, size_category
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.config import DataConfig
+from loopline.tasks.files import Table, read_table
+from loopline.tasks.layouts import Normalized, normalize
 
 
 def data(config: DataConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:

@@ -21,9 +21,9 @@ from loopline.commands.config import GRADER, ProbeConfig
 from loopline.grading.audit import audit, failed_probes, good_text
 from loopline.grading.grade import Grade, Sample
 from loopline.grading.graders import GraderSet, check_definition
-from loopline.grading.tasks import Task, load_tasks
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import Task, load_tasks
 from loopline.training.finetune import position_limit
 
 READY = ("gsm8k",)

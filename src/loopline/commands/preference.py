@@ -18,9 +18,10 @@ import torch
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json
+from loopline.chat.load import load_tokenizer
 from loopline.commands.config import PreferenceConfig, RewardModelConfig, TuneConfig
 from loopline.commands.lengths import fit, room, steps_of
-from loopline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
+from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.heads import ScoreModel
 from loopline.model.language_model import LanguageModel
 from loopline.store.artifact import Artifact

@@ -16,14 +16,7 @@ from typing import Any
 
 from loopline.base.config import Config
 from loopline.base.errors import UserError
-from loopline.commands.config import (
-    DataConfig,
-    FineTuneConfig,
-    PreferenceConfig,
-    ProbeConfig,
-    ReinforceConfig,
-    RewardModelConfig,
-)
+from loopline.commands.config import FineTuneConfig, PreferenceConfig, ProbeConfig, ReinforceConfig, RewardModelConfig
 from loopline.commands.given import Digests, given_file, given_model
 from loopline.graph import StageSpec
 from loopline.line import run_line
@@ -31,6 +24,7 @@ from loopline.posttrain.config import RejectConfig
 from loopline.recipe import ComputeConfig, Recipe, parse_settings, read_overrides
 from loopline.store.artifact import Artifact
 from loopline.store.store import Store
+from loopline.tasks.config import DataConfig
 
 COMMANDS: dict[str, type[Config]] = {
     "sft": FineTuneConfig,

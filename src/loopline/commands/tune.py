@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loopline.base.files import read_jsonl, write_json
+from loopline.chat.load import load_tokenizer
 from loopline.commands.config import FineTuneConfig
 from loopline.commands.lengths import fit, room, steps_of
-from loopline.model.checkpoint import load_tokenizer
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 from loopline.training.conversations import conversation_example

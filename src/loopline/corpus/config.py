@@ -14,8 +14,8 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from loopline.base.config import Config
-from loopline.corpus.generators.config import GeneratorConfig
 from loopline.corpus.installed import environment
+from loopline.tasks.generators.config import GeneratorConfig
 
 
 class PythonConfig(Config):

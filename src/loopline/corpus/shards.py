@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 
 from loopline.base.errors import UserError
 from loopline.base.files import write_bytes
+from loopline.chat.tokenizer import END
 from loopline.corpus.document import Document
-from loopline.model.tokenizer import END
 
 _BATCH = 512
 

@@ -19,7 +19,6 @@ from loopline.corpus.config import DataConfig, RawConfig, TasksConfig, TrafficDa
 from loopline.corpus.decontaminate import HeldoutIndex, normal_form, task_items
 from loopline.corpus.document import Document, count_by_source, read_documents, write_documents
 from loopline.corpus.funnel import Change, Funnel
-from loopline.corpus.generators.generate import generate_documents, write_tasks
 from loopline.corpus.python_source import read_python
 from loopline.corpus.readers import read_source
 from loopline.corpus.shards import mixture, token_dtype, write_split
@@ -27,6 +26,7 @@ from loopline.corpus.tokenizer import plain, save, train, training_texts
 from loopline.corpus.traffic import collect
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.generators.generate import generate_documents, write_tasks
 
 
 def raw(config: RawConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:

@@ -18,8 +18,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from loopline.base.errors import UserError
 from loopline.base.files import write_json, write_text
+from loopline.chat.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 from loopline.corpus.document import Document
-from loopline.model.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 # Contractions, words with one leading mark or space, single digits, runs of marks, line ends, spaces (after Qwen2).
 PATTERN = (

@@ -16,17 +16,18 @@ import torch
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
+from loopline.chat.load import load_tokenizer
 from loopline.distill.config import QuantizeConfig, StudentBaseConfig, StudentConfig, TracesConfig
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import load_tasks
 from loopline.inference.engine import Sampling, TorchEngine
-from loopline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
+from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
 from loopline.rl.rollout import answer_text, seed_of
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import load_tasks
 from loopline.training.batch import Example
 from loopline.training.config import TrainConfig
 from loopline.training.conversations import message_example, task_examples

@@ -16,7 +16,7 @@ from typing import Any
 from loopline.base.errors import UserError
 from loopline.grading.grade import THINK, THINK_END, Sample, split_thinking
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import Task
+from loopline.tasks.task import Task
 
 PAYS_ABOVE = 0.05
 """Mean score from which an exploit counts as paid; a guess that happens to be right now and then stays below."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loopline.grading.tasks import Task
+from loopline.tasks.task import Task
 
 THINK, THINK_END = "<think>", "</think>"
 

@@ -21,10 +21,10 @@ from loopline.base.files import read_json
 from loopline.grading.code import code_grade, code_job, python_grade, python_job
 from loopline.grading.formula import Formula
 from loopline.grading.grade import Grade, Sample, rejection
-from loopline.grading.similarity import METRICS, similarity
 from loopline.grading.template import MissingField, check_template, render, sample_namespace
 from loopline.grading.verifiers import VERIFIERS, answer_of
 from loopline.sandbox.runner import Job, SandboxPool
+from loopline.text.similarity import METRICS, similarity
 
 OPERATIONS: dict[str, Callable[[str, str], bool]] = {
     "eq": lambda text, reference: text == reference,

@@ -21,6 +21,8 @@ from typing import Protocol
 from torch import Tensor
 
 from loopline.base.errors import UserError
+from loopline.chat.load import load_tokenizer
+from loopline.chat.tokenizer import Tokenizer
 from loopline.inference.completion import Completion as Completion
 from loopline.inference.completion import Request as Request
 from loopline.inference.fingerprint import fingerprint
@@ -29,9 +31,8 @@ from loopline.inference.sampling import draw_uniforms as draw_uniforms
 from loopline.inference.sampling import kept as kept
 from loopline.inference.sampling import sample as sample
 from loopline.inference.scheduler import Scheduler
-from loopline.model.checkpoint import load_model, load_tokenizer
+from loopline.model.checkpoint import load_model
 from loopline.model.language_model import LanguageModel
-from loopline.model.tokenizer import Tokenizer
 
 
 class Engine(Protocol):

@@ -24,9 +24,9 @@ from typing import Any, Literal, TypeVar
 import httpx
 
 from loopline.base.errors import UserError
+from loopline.chat.tokenizer import ROLE_IDS, Tokenizer
 from loopline.inference.completion import Completion
 from loopline.inference.sampling import Sampling
-from loopline.model.tokenizer import ROLE_IDS, Tokenizer
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from loopline.base.errors import UserError
+from loopline.chat.tokenizer import END
 from loopline.inference.completion import Completion, Finish
 from loopline.inference.sampling import Draw, Sampling, row_generator
 from loopline.inference.stops import StopTexts
 from loopline.inference.thinking import ThinkingMarks, Thought, thinking_marks
-from loopline.model.tokenizer import END
 
 CHUNK = 128
 """Random numbers of a row that are drawn at once."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopline.base.errors import UserError
-from loopline.model.tokenizer import THINK, THINK_END, Tokenizer
+from loopline.chat.tokenizer import THINK, THINK_END, Tokenizer
 
 
 @dataclass(frozen=True)

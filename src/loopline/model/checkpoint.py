@@ -2,7 +2,6 @@
 
     model = load_model(path)                            # float32 unless asked otherwise
     save_checkpoint(model, tokenizer_dir, out)          # the names and the config.json that it was read with
-    tokenizer = load_tokenizer(out)
 
 Llama, Qwen2, Qwen3 and Qwen3-MoE become a `Decoder`, everything else a `HuggingFaceModel` (needs the extra "hf"), and a
 directory of `...ForSequenceClassification` a `ScoreModel`. The bytes depend on the weights only, so equal weights give
@@ -26,9 +25,19 @@ from loopline.model.decoder import Decoder
 from loopline.model.language_model import LanguageModel, Source
 from loopline.model.layout import from_huggingface, pieces, split_fused_experts
 from loopline.model.quantization import QUANTIZATION_CONFIG, dequantize_tensors, quantize_tensors
-from loopline.model.tokenizer import TOKENIZER_FILES, Tokenizer, is_ours
 from loopline.model.weights import read_tensors
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+"""Files of a tokenizer that a checkpoint carries on; ours has the first two."""
 SCORE_SUFFIX = "ForSequenceClassification"
 
 
@@ -103,19 +112,6 @@ def load_model(path: Path, device: str = "cpu", dtype: torch.dtype = torch.float
             raise UserError(f"{path} has no score.weight", f"save it again: config.json calls it a {SCORE_SUFFIX}")
         model = ScoreModel(model, len(score), score)
     return model.to(device)
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a directory: ours where the special tokens are ours, else the stock one with its chat template.
-
-    Raises `UserError` when files are missing or damaged.
-    """
-    path = Path(path)
-    if not (path / "tokenizer.json").exists() or is_ours(path):
-        return Tokenizer.load(path)
-    from loopline.model.stock_tokenizer import StockTokenizer
-
-    return StockTokenizer.load(path)
 
 
 def _fill(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> Decoder:

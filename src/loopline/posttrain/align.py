@@ -13,17 +13,18 @@ import torch
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
+from loopline.chat.load import load_tokenizer
+from loopline.chat.tokenizer import Tokenizer
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import Task, load_tasks
 from loopline.inference.engine import Sampling, TorchEngine
-from loopline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
+from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.language_model import LanguageModel
-from loopline.model.tokenizer import Tokenizer
 from loopline.posttrain.config import REASONING, AlignConfig
 from loopline.posttrain.grpo import refuse_bad_graders
 from loopline.posttrain.preferences import build_pairs
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import Task, load_tasks
 from loopline.training.batch import Example, build_batch
 from loopline.training.config import TrainConfig
 from loopline.training.conversations import message_example

@@ -16,11 +16,11 @@ from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_jsonl
+from loopline.chat.load import load_tokenizer
 from loopline.grading.audit import failed_probes
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import Task, load_tasks
 from loopline.inference.engine import TorchEngine
-from loopline.model.checkpoint import load_model, load_tokenizer, save_checkpoint
+from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.heads import ScoreModel
 from loopline.posttrain.config import GRPOConfig
 from loopline.rl.guards import rollout_guards
@@ -31,6 +31,7 @@ from loopline.rl.rollout import RolloutSource, gather_records, gather_trained
 from loopline.rl.sampler import Sampler
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import Task, load_tasks
 from loopline.training.config import OptimizerConfig, TrainConfig
 from loopline.training.conversations import families_of
 from loopline.training.guards import Guard

@@ -16,9 +16,9 @@ from typing import Any
 
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import Task
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.rl.rollout import answer_text, seed_of
+from loopline.tasks.task import Task
 
 ALIKE = 2.0
 """Two answers to a reasoning task form a pair when neither is longer than this many times the other."""

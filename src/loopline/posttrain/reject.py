@@ -17,20 +17,20 @@ from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_json, write_jsonl, write_text
+from loopline.chat.load import load_tokenizer
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import Task, load_tasks
 from loopline.inference.engine import Sampling, TorchEngine
-from loopline.model.checkpoint import load_tokenizer
 from loopline.posttrain.card import Section, dataset_card, quantiles, size_category
 from loopline.posttrain.config import RejectConfig
 from loopline.posttrain.grpo import refuse_bad_graders
-from loopline.posttrain.overlap import HeldoutText
 from loopline.posttrain.scoring import score_conversations
 from loopline.posttrain.selection import Selection, histogram, passes, select
 from loopline.rl.sampler import answer_text, seed_of
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import Task, load_tasks
+from loopline.text.overlap import HeldoutText
 from loopline.training.conversations import conversation_example
 from loopline.training.finetune import fine_tune, position_limit
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl
-from loopline.grading.tasks import load_tasks
-from loopline.model.checkpoint import load_tokenizer
+from loopline.chat.load import load_tokenizer
 from loopline.posttrain.config import RetrainConfig
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import load_tasks
 from loopline.training.conversations import message_example, task_examples
 from loopline.training.finetune import fine_tune
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_json, write_jsonl
-from loopline.grading.tasks import load_tasks
-from loopline.model.checkpoint import load_tokenizer
+from loopline.chat.load import load_tokenizer
 from loopline.posttrain.config import RFTConfig
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import load_tasks
 from loopline.training.conversations import message_example, task_examples
 from loopline.training.finetune import fine_tune
 

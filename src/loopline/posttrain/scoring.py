@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from loopline.base.errors import UserError
-from loopline.model.checkpoint import load_model, load_tokenizer
+from loopline.chat.load import load_tokenizer
+from loopline.model.checkpoint import load_model
 from loopline.model.heads import ScoreModel
 from loopline.training.batch import Example, build_batch
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from loopline.posttrain.config import RejectConfig
-from loopline.posttrain.overlap import HeldoutText, similarity, words_of
+from loopline.text.overlap import HeldoutText, similarity, words_of
 
 REASONS = (
     "could not be graded",

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loopline.grading.tasks import load_tasks
-from loopline.model.checkpoint import load_tokenizer
+from loopline.chat.load import load_tokenizer
 from loopline.posttrain.config import SFTConfig
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import load_tasks
 from loopline.training.conversations import task_examples
 from loopline.training.finetune import fine_tune
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loopline.base.errors import UserError
-from loopline.grading.statistics import holm
+from loopline.evaluation.statistics import holm
 from loopline.release.config import ReleaseConfig
 from loopline.release.evidence import Evidence, compare, families_of
 from loopline.release.tools import tool_metrics

@@ -17,7 +17,7 @@ from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl
-from loopline.grading.statistics import Z95, Comparison, holm, paired_comparison
+from loopline.evaluation.statistics import Z95, Comparison, holm, paired_comparison
 from loopline.release.config import GateConfig
 from loopline.release.evidence import compare, families_of
 

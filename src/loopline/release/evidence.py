@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl
+from loopline.evaluation.statistics import Comparison, Estimate, mean_interval, paired_comparison
 from loopline.grading.config import REASONING
-from loopline.grading.statistics import Comparison, Estimate, mean_interval, paired_comparison
 from loopline.model.config import ModelConfig
 
 Mode = Literal["sampled", "greedy"]

@@ -15,13 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loopline.attempts.config import HarnessConfig
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_bytes, write_json, write_text
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import Task, load_tasks
-from loopline.harness.config import HarnessConfig
 from loopline.inference.engine import Sampling, TorchEngine
-from loopline.model.tokenizer import TOKENIZER_FILES
+from loopline.model.checkpoint import TOKENIZER_FILES
 from loopline.release.card import model_card
 from loopline.release.choose import choose
 from loopline.release.config import GateConfig, ReleaseConfig
@@ -30,6 +29,7 @@ from loopline.release.evidence import Evidence, gather, read_items
 from loopline.release.tools import load_harness, tool_stability
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import Task, load_tasks
 
 EVALUATION_FILES = ("items.jsonl", "summary.json", "bpb.jsonl")
 """What the traffic loop's gate compares a candidate with; a release carries its own evaluation."""

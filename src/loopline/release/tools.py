@@ -11,16 +11,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from loopline.attempts.config import HarnessConfig
+from loopline.attempts.program import Harness
 from loopline.base.files import read_json
+from loopline.environments.lookup import LookupEnvironment
+from loopline.evaluation.statistics import mean_interval
 from loopline.grading.graders import GraderSet
-from loopline.grading.statistics import mean_interval
-from loopline.grading.tasks import Task
-from loopline.harness.config import HarnessConfig
-from loopline.harness.lookup import LookupEnvironment
-from loopline.harness.program import Harness
-from loopline.harness.trajectory import Trajectory
 from loopline.inference.engine import Engine, Sampling
+from loopline.inference.trajectory import Trajectory
 from loopline.release.config import ToolTrial
+from loopline.tasks.task import Task
 
 
 def load_harness(path: Path) -> HarnessConfig:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from loopline.base.files import read_json, read_jsonl
-from loopline.grading.statistics import holm
+from loopline.evaluation.statistics import holm
 from loopline.release.evidence import compare, families_of
 from loopline.report.run import Run
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from loopline.base.errors import UserError
-from loopline.harness.trajectory import Trajectory, View
 from loopline.inference.completion import Completion
+from loopline.inference.trajectory import Trajectory, View
 from loopline.model.language_model import LanguageModel
 from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.group import Group, forced_tokens

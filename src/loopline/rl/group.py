@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from loopline.grading.grade import Grade
-from loopline.grading.tasks import Task, task_from_row
 from loopline.inference.engine import Completion
+from loopline.tasks.task import Task, task_from_row
 
 
 @dataclass(frozen=True)

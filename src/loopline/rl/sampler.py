@@ -26,7 +26,6 @@ from loopline.grading.reward import (
     length_budget,
     shape_by_length,
 )
-from loopline.grading.tasks import Task
 from loopline.inference.engine import Completion, Request, Sampling, TorchEngine
 from loopline.rl.advantage import batch_advantages, flat
 from loopline.rl.config import PolicyGradientConfig
@@ -35,6 +34,7 @@ from loopline.rl.group import Group, pack_group, tokens_of, unpack_group
 from loopline.rl.mismatch import Mismatch, measure_mismatch
 from loopline.rl.rollout_config import RolloutConfig
 from loopline.rl.thinking import render_prompt, thinking_switches
+from loopline.tasks.task import Task
 from loopline.training.sources import family_indices
 
 

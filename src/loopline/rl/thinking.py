@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loopline.base.errors import UserError
-from loopline.model.tokenizer import THINK, THINK_END, Tokenizer
+from loopline.chat.tokenizer import THINK, THINK_END, Tokenizer
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Mapping[str, Any]], thinking: bool = True) -> list[int]:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loopline.chat.tokenizer import Tokenizer
 from loopline.inference.engine import Completion, Sampling
-from loopline.model.tokenizer import Tokenizer
 from loopline.serve.config import ServeConfig
 from loopline.serve.messages import MessageError, Output, parse_output, to_turns
 from loopline.serve.model import ServedModel

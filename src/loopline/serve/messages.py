@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from loopline.harness import calls
+from loopline.chat import calls
 
 THINK, END_THINK, CALL, END_CALL = "<think>", "</think>", calls.OPEN, calls.CLOSE
 Kind = Literal["reasoning", "content", "tool_call"]

@@ -21,7 +21,6 @@ from loopline.base.errors import UserError
 from loopline.base.files import write_jsonl
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
-from loopline.grading.tasks import load_tasks
 from loopline.serve.answers import plan_request
 from loopline.serve.app import Service
 from loopline.serve.config import ServeConfig, TrafficConfig
@@ -33,6 +32,7 @@ from loopline.serve.server import BackgroundServer
 from loopline.serve.users import Conversation, cast, reactions
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.task import load_tasks
 
 # Said once to the users of the stage: (conversation, its answer's id, what the client saw, how it ended).
 Reply = tuple[Conversation, str, str, str]

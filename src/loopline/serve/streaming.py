@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from loopline.chat.tokenizer import Tokenizer
 from loopline.inference.engine import Completion
-from loopline.model.tokenizer import Tokenizer
 from loopline.serve.answers import Answer, Plan, call_key, finish_answer, first_stop, token_entry
 from loopline.serve.messages import Kind, OutputParser, call_entry, parse_call
 from loopline.serve.worker import EngineWorker

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loopline.base.errors import UserError
-from loopline.grading.tasks import Task
 from loopline.serve.config import TrafficConfig
+from loopline.tasks.task import Task
 
 # Reserved ranges only: example.com (RFC 2606), 555-01xx numbers, and a card number that is a well-known test value.
 _PRIVATE = (

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from loopline.base.errors import UserError
-from loopline.model.tokenizer import Tokenizer
+from loopline.chat.tokenizer import Tokenizer
 from loopline.training.batch import Example
 
 

@@ -1,0 +1,168 @@
+"""The tokenizer of a checkpoint directory, and the chat format.
+
+    tokenizer = Tokenizer.load(directory)
+    ids = tokenizer.render([{"role": "user", "content": "12+5=?"}], add_generation_prompt=True)
+
+A conversation is `<|role|>` and its text for each turn; assistant turns close with `<|end|>`, which also separates
+documents. Special tokens that somebody writes out in a text stay text: users, systems and tools can forge none of them,
+and assistants none of the role marks. The same rendering is written as a Jinja chat template, so `transformers` renders
+the same ids for texts without such forgeries, which a template cannot tell from marks.
+Not covered: training a tokenizer (see `corpus.tokenizer`), templates of other model families (see
+`model.stock_tokenizer`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as FastTokenizer
+
+from loopline.base.errors import UserError
+from loopline.base.files import read_json
+
+PAD, END, SYSTEM, USER, ASSISTANT, TOOL, THINK, THINK_END, CALL, CALL_END = range(10)
+SPECIAL_TOKENS = (
+    "<|pad|>",
+    "<|end|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|tool|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+)
+ROLE_IDS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": TOOL}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+MARKS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+STRUCTURE_MARKS = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS if token.startswith("<|")))
+"""The marks that not even an assistant writes in its text: roles, the end and padding."""
+Message = Mapping[str, Any]
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `path` holds a tokenizer with the ten special tokens at their ids."""
+    added = read_json(path / "tokenizer.json").get("added_tokens") or []
+    return {token["content"]: token["id"] for token in added if token["id"] < len(SPECIAL_TOKENS)} == {
+        token: number for number, token in enumerate(SPECIAL_TOKENS)
+    }
+
+
+def load_fast(path: Path) -> FastTokenizer:
+    """Read `tokenizer.json` in `path`. Raises `UserError` when it is missing or damaged."""
+    file = path / "tokenizer.json"
+    if not file.exists():
+        raise UserError(f"{path} has no tokenizer.json", "point at a checkpoint or tokenizer directory")
+    try:
+        return FastTokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{file} is not a tokenizer ({error})", "write the tokenizer again") from error
+
+
+class Tokenizer:
+    """Text to ids and back, and conversations to ids with the mask of what the assistant wrote."""
+
+    def __init__(self, fast: FastTokenizer) -> None:
+        self.fast = fast
+        # Padding and truncation belong to batches, never to a text.
+        self.fast.no_padding()
+        self.fast.no_truncation()
+        for number, token in enumerate(SPECIAL_TOKENS):
+            if fast.token_to_id(token) != number:
+                raise UserError(
+                    f"The tokenizer gives {token} the id {fast.token_to_id(token)} instead of {number}",
+                    "train the tokenizer with `loopline run`, which puts the special tokens first",
+                )
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read `tokenizer.json` in `path`. Raises `UserError` when it is missing or damaged."""
+        return cls(load_fast(path))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.fast.get_vocab_size()
+
+    @property
+    def pad_id(self) -> int:
+        return PAD
+
+    @property
+    def end_id(self) -> int:
+        return END
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn of the assistant."""
+        return (END,)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; special tokens written out in the text become their ids."""
+        return self.fast.encode(text, add_special_tokens=False).ids
+
+    def encode_plain(self, text: str, marks: re.Pattern[str] = MARKS) -> list[int]:
+        """Ids of `text` in which the `marks` written out stay text; it decodes to `text` like any other."""
+        ids: list[int] = []
+        start = 0
+        for match in marks.finditer(text):
+            # A cut inside the mark keeps the tokenizer from seeing it.
+            middle = match.start() + 1
+            ids += self.encode(text[start:middle])
+            start = middle
+        return ids + self.encode(text[start:])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of many texts, in parallel."""
+        return [item.ids for item in self.fast.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Text of `ids`. `skip_special` leaves out all ten special tokens, thinking marks included."""
+        return self.fast.decode(list(ids), skip_special_tokens=skip_special)
+
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, **template_kwargs: Any
+    ) -> list[int]:
+        """Ids of a conversation; with `add_generation_prompt` it ends where the assistant is to write.
+
+        `enable_thinking` true or false opens, or opens and closes, the thinking block in that prompt; left out, the
+        policy decides. Further template settings mean nothing to this format.
+        """
+        ids = self.render_with_mask(messages, add_generation_prompt)[0]
+        thinking = template_kwargs.get("enable_thinking") if add_generation_prompt else None
+        return ids if thinking is None else [*ids, THINK] if thinking else [*ids, THINK, THINK_END]
+
+    def render_with_mask(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, name: str = "A conversation"
+    ) -> tuple[list[int], list[bool]]:
+        """Ids, and for each whether the assistant wrote it (its text and closing `<|end|>`, not its role mark).
+
+        `name` is what errors call the conversation.
+        """
+        ids: list[int] = []
+        mask: list[bool] = []
+        for message in messages:
+            role = message["role"]
+            if role not in ROLE_IDS:
+                raise UserError(f"{name} has a message with the role {role!r}", f"use one of {', '.join(ROLE_IDS)}")
+            wrote = role == "assistant"
+            written = self.encode_plain(message["content"] or "", STRUCTURE_MARKS if wrote else MARKS)
+            if wrote:
+                written = [*written, END]
+            ids += [ROLE_IDS[role], *written]
+            mask += [False] + [wrote] * len(written)
+        if add_generation_prompt:
+            ids.append(ASSISTANT)
+            mask.append(False)
+        return ids, mask

@@ -1,0 +1,92 @@
+"""Arithmetic: chains of additions and subtractions such as `12+5-3=?`, worked step by step.
+
+Two-term chains are the addition table, always in training. Held-out chains have three terms or more, are recognised
+whatever the order of their operands, and are not the beginning of any training chain either.
+"""
+
+from __future__ import annotations
+
+import random
+
+from loopline.tasks.generators.config import GeneratorConfig
+from loopline.tasks.generators.instance import Instance, fill, is_heldout, reply
+
+Terms = list[int]  # signed operands; the first is not negative
+
+
+def draw_terms(rng: random.Random, signs: str, config: GeneratorConfig, low: int = 1) -> Terms | None:
+    """Signed operands for signs such as "+-", or None when a result would leave 0..max_result."""
+    terms = [rng.randint(low, config.max_value)]
+    total = terms[0]
+    for sign in signs:
+        room = config.max_result - total if sign == "+" else total
+        if room < low:
+            return None
+        value = rng.randint(low, min(config.max_value, room))
+        terms.append(value if sign == "+" else -value)
+        total += terms[-1]
+    return terms
+
+
+def calculation_key(terms: Terms) -> str:
+    """Key of a calculation: its signed operands in sorted order, shared by every family that computes."""
+    return "calculation|" + ",".join(map(str, sorted(terms)))
+
+
+def calculation_heldout(terms: Terms, config: GeneratorConfig) -> bool:
+    """Whether a calculation is held out. Two-term calculations never are."""
+    return len(terms) > 2 and is_heldout(calculation_key(terms), config.heldout_percent)
+
+
+def touches_heldout(terms: Terms, config: GeneratorConfig) -> bool:
+    """Whether the chain, or a beginning of it, is a held-out calculation."""
+    return any(calculation_heldout(terms[:end], config) for end in range(3, len(terms) + 1))
+
+
+def steps_of(terms: Terms) -> list[str]:
+    """The worked steps, for example ["12+5=17", "17-3=14"]."""
+    total, steps = terms[0], []
+    for term in terms[1:]:
+        steps.append(f"{total}{term:+d}={total + term}")
+        total += term
+    return steps
+
+
+def written(terms: Terms) -> str:
+    """The chain as text, for example `12+5-3`."""
+    return str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
+
+
+def draw(rng: random.Random, split: str, config: GeneratorConfig) -> Instance | None:
+    """One instance of the split, or None when this draw falls into the other."""
+    count = rng.randint(2 if split == "train" else 3, config.max_terms)
+    terms = draw_terms(rng, "".join(rng.choice("+-") for _ in range(count - 1)), config)
+    if terms is None:
+        return None
+    if touches_heldout(terms, config) if split == "train" else not calculation_heldout(terms, config):
+        return None
+    answer = str(sum(terms))
+    return Instance(
+        key=calculation_key(terms),
+        template=f"{count} terms",
+        prompt=f"{written(terms)}=?",
+        answer=answer,
+        responses=[reply("think", f"<think>{';'.join(steps_of(terms))}</think>{answer}"), reply("direct", answer)],
+    )
+
+
+def document(rng: random.Random, config: GeneratorConfig) -> tuple[str, str]:
+    """(title, text) of one page of facts and worked chains, without held-out calculations."""
+
+    def line() -> str:
+        while True:
+            count = rng.choice((2, 2, 2, 3, config.max_terms))
+            terms = draw_terms(rng, "".join(rng.choice("+-") for _ in range(count - 1)), config)
+            if terms is None or touches_heldout(terms, config):
+                continue
+            steps = steps_of(terms)
+            if count == 2:
+                return steps[0]
+            return f"{written(terms)}={sum(terms)}" if rng.random() < 0.3 else f"{written(terms)}: {';'.join(steps)}"
+
+    return "sums", fill(line, rng.randint(120, 360))

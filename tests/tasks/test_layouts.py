@@ -1,0 +1,217 @@
+"""What rows become in every layout, and what is said about those that cannot be used."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopline.base.errors import UserError
+from loopline.tasks.config import DataConfig
+from loopline.tasks.files import Table
+from loopline.tasks.layouts import normalize
+from loopline.tasks.messages import split_transcript
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def says(text):
+    return {"role": "assistant", "content": text}
+
+
+def table(*rows):
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    return Table("mine.jsonl", "jsonl", columns, list(rows))
+
+
+def read(purpose, *rows, **settings):
+    return normalize(table(*rows), purpose, DataConfig(purpose=purpose, **settings))
+
+
+def only(purpose, *rows, **settings):
+    (row,) = read(purpose, *rows, **settings).rows
+    return row
+
+
+@pytest.mark.parametrize(
+    ("row", "given"),
+    [
+        ({"messages": [user("2+2?"), says("4")]}, 0),
+        ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, 0),
+        ({"prompt": "2+2?", "completion": "4"}, 1),
+        ({"prompt": [user("2+2?")], "completion": [says("4")]}, 1),
+        ({"prompt": "2+2?", "completion": says("4")}, 1),
+        ({"prompt": "2+2?", "completion": 4}, 1),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "2+2?"}]}, says("4"), user("thanks")]}, 0),
+    ],
+)
+def test_conversations_of_every_layout(row, given):
+    assert only("conversations", row) == {"id": "row-1", "messages": [user("2+2?"), says("4")], "given": given}
+
+
+def test_prompts_go_into_the_template_and_below_the_system_turn():
+    row = only(
+        "conversations", {"q": "2+2?", "a": "4"}, columns={"prompt": "q", "completion": "a"}, template="Q: {prompt}!",
+        system="Add.",
+    )  # fmt: skip
+    assert row["messages"] == [{"role": "system", "content": "Add."}, user("Q: 2+2?!"), says("4")]
+    assert row["given"] == 2
+
+
+HH = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: 2+2?\n\nAssistant: "
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [user("hi"), says("hello"), user("2+2?")], "chosen": "4", "rejected": "5"},
+        {"chosen": HH + "4", "rejected": HH + "5"},
+        {"chosen": [user("hi"), says("hello"), user("2+2?"), says("4")],
+         "rejected": [user("hi"), says("hello"), user("2+2?"), says("5")]},
+        {"prompt": [user("hi"), says("hello"), user("2+2?")], "chosen": [says("4")], "rejected": [says("5")]},
+        {"prompt": [user("hi"), says("hello"), user("2+2?")],
+         "chosen": [user("hi"), says("hello"), user("2+2?"), says("4")],
+         "rejected": [user("hi"), says("hello"), user("2+2?"), says("5")]},
+        {"input": {"messages": [user("hi"), says("hello"), user("2+2?")]}, "preferred_output": [says("4")],
+         "non_preferred_output": [says("5")]},
+    ],
+)  # fmt: skip
+def test_pairs_of_every_layout(row):
+    assert only("pairs", row) == {
+        "id": "row-1",
+        "prompt": [user("hi"), says("hello"), user("2+2?")],
+        "chosen": [says("4")],
+        "rejected": [says("5")],
+    }
+
+
+def test_pairs_that_teach_nothing_are_left_out_and_counted():
+    good = {"chosen": HH + "4", "rejected": HH + "5"}
+    equal = {"chosen": HH + "4", "rejected": HH + "4"}
+    apart = {"chosen": HH + "4", "rejected": "\n\nHuman: other\n\nAssistant: 5"}
+    found = read("pairs", good, equal, apart)
+    assert [row["id"] for row in found.rows] == ["row-1"]
+    assert found.counts == {"both sides equal": 1, "prompts differ": 1}
+    with pytest.raises(UserError, match=r"no row is left \(1 both sides equal\)"):
+        read("pairs", equal)
+    with pytest.raises(UserError, match=r"row 1: 'chosen' is text without a prompt"):
+        read("pairs", {"chosen": "4", "rejected": "5"})
+
+
+plain_turns = st.text(st.characters(categories=("L", "N", "P", "Zs")), min_size=1, max_size=30).map(str.strip)
+plain_turns = plain_turns.filter(lambda said: said and "Human:" not in said and "Assistant:" not in said)
+
+
+@given(turns=st.lists(plain_turns, min_size=2, max_size=7))
+def test_a_transcript_gives_back_its_turns(turns):
+    names = [("Human", "user"), ("Assistant", "assistant")]
+    written = "".join(f"\n\n{names[place % 2][0]}: {said}" for place, said in enumerate(turns))
+    expected = [{"role": names[place % 2][1], "content": said} for place, said in enumerate(turns)]
+    assert split_transcript(written) == expected
+
+
+def test_labels_of_every_kind_and_pairs_as_labels():
+    rows = [{"prompt": "a?", "completion": "b", "label": label} for label in (True, "false", 0.5, "no", "1")]
+    assert [row["label"] for row in read("labels", *rows).rows] == [1.0, 0.0, 0.5, 0.0, 1.0]
+    with pytest.raises(UserError, match=r"mine\.jsonl, row 1: the label is 'perhaps'.*Fix: "):
+        read("labels", {"prompt": "a?", "completion": "b", "label": "perhaps"})
+    split = read("labels", {"prompt": "a?", "chosen": "b", "rejected": "c", "id": "x"}).rows
+    assert [(row["id"], row["completion"], row["label"]) for row in split] == [
+        ("x/chosen", [says("b")], 1.0),
+        ("x/rejected", [says("c")], 0.0),
+    ]
+
+
+def test_prompts_keep_every_column_for_graders():
+    row = only("prompts", {"question": "2+2?", "answer": "2+2=4\n#### 4", "level": 3, "none": None, "id": 7},
+               columns={"prompt": "question"})  # fmt: skip
+    assert row == {
+        "id": "7",
+        "messages": [user("2+2?")],
+        "answer": "2+2=4\n#### 4",
+        "item": {"question": "2+2?", "answer": "2+2=4\n#### 4", "level": 3, "id": 7},
+    }
+    row = only("prompts", {"messages": [user("2+2?"), says("4")]})
+    assert row["messages"] == [user("2+2?")] and row["answer"] == "4"
+    assert only("prompts", {"prompt": "a?", "answer": 4})["answer"] == "4"
+    assert only("prompts", {"prompt": "a?"})["answer"] == ""
+
+
+@pytest.mark.parametrize(
+    ("purpose", "columns", "proposal"),
+    [
+        ("conversations", ("question", "answer"), "--columns prompt=question,completion=answer"),
+        ("conversations", ("Instruction", "Output"), "--columns prompt=Instruction,completion=Output"),
+        ("pairs", ("question", "response_j", "response_k"), "prompt=question,chosen=response_j,rejected=response_k"),
+        ("pairs", ("prompt", "accepted", "rejected"), "--columns chosen=accepted"),
+        ("prompts", ("problem", "solution"), "--columns prompt=problem"),
+        ("labels", ("prompt", "response", "rating"), "--columns completion=response,label=rating"),
+        ("conversations", ("dialogue", "topic"), "--columns messages=dialogue"),
+        ("conversations", ("x", "y"), "--columns prompt=<your column>,completion=<your column>"),
+    ],
+)
+def test_wrong_columns_are_listed_with_what_is_wanted_and_a_proposal(purpose, columns, proposal):
+    with pytest.raises(UserError) as caught:
+        read(purpose, dict.fromkeys(columns, "x"))
+    said = str(caught.value)
+    assert f"mine.jsonl has the columns {', '.join(columns)}, but this command reads " in said
+    assert proposal in said
+    if "<" not in proposal:
+        named = dict(part.split("=") for part in caught.value.fix.rpartition(" ")[2].split(","))
+        config = DataConfig(purpose=purpose, columns=named)
+        values = dict.fromkeys(columns, "yes") | ({"rating": 1} if "rating" in columns else {})
+        values |= {"dialogue": [user("a"), says("b")]} if "dialogue" in columns else {}
+        values |= {"response_k": "no"} if "response_k" in columns else {}
+        values |= {"rejected": "no"} if "rejected" in columns else {}
+        assert normalize(table(values), purpose, config).rows
+
+
+def test_columns_that_do_not_exist_are_named():
+    row = {"question": "a?", "answer": "b"}
+    with pytest.raises(UserError, match=r"--columns prompt=qestion: .* no column 'qestion'.*did you mean 'question'\?"):
+        read("conversations", row, columns={"prompt": "qestion"})
+    with pytest.raises(UserError, match=r"no column 'promt' to fill.*Fix: use completion, conversations, id, messages"):
+        read("conversations", row, columns={"promt": "question"})
+
+
+def test_empty_completions_are_refused_with_their_rows_or_dropped():
+    rows = [{"prompt": "a?", "completion": said} for said in ("b", "", "c", " \n")]
+    with pytest.raises(UserError, match=r"2 of 4 rows have an empty completion \(row 2, 4\).*data\.empty=drop"):
+        read("conversations", *rows)
+    found = read("conversations", *rows, empty="drop")
+    assert [row["id"] for row in found.rows] == ["row-1", "row-3"] and found.counts == {"empty completion": 2}
+    with pytest.raises(UserError, match=r"7 of 7 rows .*\(row 1, 2, 3, 4, 5, \.\.\.\)"):
+        read("conversations", *[rows[1]] * 7)
+    with pytest.raises(UserError, match=r"row 2: has no 'completion'"):
+        read("conversations", rows[0], {"prompt": "a?"})
+
+
+def test_ids_must_be_unique():
+    rows = [{"id": name, "prompt": "a?", "completion": "b"} for name in ("x", "y", "x")]
+    with pytest.raises(UserError, match=r"mine\.jsonl, row 3: the id 'x' is that of row 1.*Fix: "):
+        read("conversations", *rows)
+    assert [row["id"] for row in read("conversations", *rows, limit=2).rows] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"messages": [user("a"), {"role": "robot", "content": "b"}]},
+            r"row 1, messages: .* has the role 'robot'",
+        ),
+        ({"messages": [user("a"), {"role": "assistant", "content": 3}]}, r"the content of a message is 3"),
+        ({"messages": ["a"]}, r"holds 'a' instead of a message"),
+        ({"messages": []}, r"row 1, messages holds \[\]"),
+        ({"prompt": "a", "completion": [user("b")]}, r"row 1, completion ends with a turn of the user"),
+        ({"messages": [user("a"), {"role": "assistant", "content": [{"type": "image_url"}]}]}, r"is not text"),
+    ],
+)
+def test_rows_that_are_no_conversation_are_named(row, message):
+    with pytest.raises(UserError, match=message):
+        read("conversations", row)
+
+
+def test_a_template_must_show_the_prompt():
+    with pytest.raises(ValueError, match="template must hold"):
+        DataConfig(template="no place")
