@@ -9,6 +9,7 @@ from pydantic import Field
 
 from loopline.attempts.config import HarnessConfig
 from loopline.base.config import Config, Runtime
+from loopline.base.stage import Takes, stage
 
 
 class SearchRuntime(Runtime):
@@ -20,6 +21,13 @@ class SearchRuntime(Runtime):
     """Seconds an outside proposer may take for one proposal."""
 
 
+@stage(
+    "harness",
+    run="loopline.agents.stage:harness",
+    takes={"policy": Takes("checkpoint"), "tasks": Takes("tasks"), "graders": Takes("graders")},
+    gives="harness",
+    area=7,
+)
 class HarnessSearchConfig(Config):
     """A search over harness programs with the policy's weights fixed (Meta-Harness, arXiv:2603.28052)."""
 

@@ -42,7 +42,11 @@ def identity_of(value: Any) -> Any:
     if isinstance(value, Runtime):
         raise TypeError(f"{type(value).__name__} is a Runtime setting and has no identity")
     if isinstance(value, BaseModel):
-        kept = [name for name, info in type(value).model_fields.items() if not _is_runtime(info.annotation)]
+        kept = [
+            name
+            for name, info in type(value).model_fields.items()
+            if not _is_runtime(info.annotation) and not any(isinstance(item, InputFile) for item in info.metadata)
+        ]
         items = {name: getattr(value, name) for name in kept}
         return {name: identity_of(item) for name, item in items.items() if not isinstance(item, Runtime)}
     if isinstance(value, Enum):
@@ -71,3 +75,11 @@ def _is_runtime(annotation: Any) -> bool:
 def sha256_of(value: Any) -> str:
     """sha256 (hex) of the canonical JSON of `value`."""
     return hashlib.sha256(to_json(value).encode("utf-8")).hexdigest()
+
+
+class InputFile:
+    """Marks a field that names a file or directory: `data: Annotated[str | None, InputFile()] = None`.
+
+    Such a field counts by content: the pipeline resolves its path (relative to the recipe), and hands it to the stage
+    as the input artifact of the field's dotted name. The path itself is no identity.
+    """

@@ -14,6 +14,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from loopline.base.config import Config
+from loopline.base.stage import Takes, stage
 from loopline.corpus.installed import environment
 from loopline.tasks.generators.config import GeneratorConfig
 
@@ -57,6 +58,7 @@ class SourceConfig(Config):
         return name
 
 
+@stage("raw", run="loopline.corpus.stage:raw", takes={}, gives="documents", area=1)
 class RawConfig(Config):
     """Stage `raw`: where documents come from."""
 
@@ -96,6 +98,7 @@ class RawConfig(Config):
         return state.hexdigest()
 
 
+@stage("tasks", run="loopline.corpus.stage:tasks", takes={}, gives="tasks", area=1)
 class TasksConfig(Config):
     """Stage `tasks`: synthetic tasks in two splits that share no instance."""
 
@@ -210,6 +213,13 @@ class TokenizerConfig(Config):
     """Share of that text taken from the training tasks, so that chats compress well."""
 
 
+@stage(
+    "data",
+    run="loopline.corpus.stage:data",
+    takes={"raw": Takes("documents"), "tasks": Takes("tasks")},
+    gives="corpus",
+    area=2,
+)
 class DataConfig(Config):
     """Stage `data`: from documents to a tokenizer and token shards."""
 
@@ -250,6 +260,13 @@ class DataConfig(Config):
         return weights
 
 
+@stage(
+    "traffic_data",
+    run="loopline.corpus.stage:traffic_data",
+    takes={"traffic": Takes("traffic"), "tasks": Takes("tasks")},
+    gives="rows",
+    area=2,
+)
 class TrafficDataConfig(Config):
     """Stage `traffic_data`: consented production traffic becomes fine-tuning and preference rows."""
 

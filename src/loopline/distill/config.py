@@ -5,9 +5,17 @@ from __future__ import annotations
 from pydantic import Field
 
 from loopline.base.config import Config
+from loopline.base.stage import Takes, stage
 from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainRuntime
 
 
+@stage(
+    "traces",
+    run="loopline.distill.stage:traces",
+    takes={"teacher": Takes("checkpoint"), "tasks": Takes("tasks"), "graders": Takes("graders")},
+    gives="rows",
+    area=8,
+)
 class TracesConfig(Config):
     """Verified traces of the teacher."""
 
@@ -25,6 +33,13 @@ class TracesConfig(Config):
     """Fewest verified traces; with fewer the teacher is too weak to teach."""
 
 
+@stage(
+    "student_base",
+    run="loopline.distill.stage:student_base",
+    takes={"data": Takes("corpus"), "plan": Takes("plan")},
+    gives="checkpoint",
+    area=8,
+)
 class StudentBaseConfig(Config):
     """Short pretraining of the small decoder both students start from."""
 
@@ -38,6 +53,17 @@ class StudentBaseConfig(Config):
     """Checkpointing."""
 
 
+@stage(
+    "student",
+    run="loopline.distill.stage:student",
+    takes={
+        "base": Takes("checkpoint"),
+        "tasks": Takes("tasks"),
+        "traces": Takes("rows", required=False, by_default=False),
+    },
+    gives="checkpoint",
+    area=8,
+)
 class StudentConfig(Config):
     """Fine-tuning of a student, with or without the teacher's traces; everything else is equal."""
 
@@ -65,5 +91,12 @@ class StudentConfig(Config):
     """Checkpointing."""
 
 
+@stage(
+    "quantize",
+    run="loopline.distill.stage:quantize",
+    takes={"checkpoint": Takes("checkpoint")},
+    gives="checkpoint",
+    area=8,
+)
 class QuantizeConfig(Config):
     """int8 weights; nothing to set yet."""

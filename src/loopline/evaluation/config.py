@@ -7,9 +7,22 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from loopline.base.config import Config
+from loopline.base.stage import Takes, stage
 from loopline.grading.config import FAMILIES, REASONING
 
 
+@stage(
+    "evaluate",
+    run="loopline.evaluation.stage:evaluate",
+    takes={
+        "checkpoint": Takes("checkpoint"),
+        "tasks": Takes("tasks"),
+        "graders": Takes("graders"),
+        "data": Takes("corpus", required=False),
+    },
+    gives="evaluation",
+    area=6,
+)
 class EvaluateConfig(Config):
     """What a checkpoint is asked, and how."""
 

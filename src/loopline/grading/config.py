@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from loopline.base.config import Config
+from loopline.base.stage import Takes, stage
 
 REASONING = ("arithmetic", "word_problem", "ordering")
 FAMILIES = (*REASONING, "code", "format", "safety", "lookup")
@@ -32,6 +33,7 @@ DEFAULT_DEFINITIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@stage("graders", run="loopline.grading.stage:graders", takes={"tasks": Takes("tasks")}, gives="graders", area=6)
 class GradersConfig(Config):
     """Which graders there are, and which of them the line may trust."""
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from loopline.base.config import Config
+from loopline.base.stage import Takes, stage
 from loopline.training.config import ScheduleConfig
 
 
@@ -45,6 +46,7 @@ class ServingConfig(Config):
     """Conversations held in memory at once, each of the longest length."""
 
 
+@stage("plan", run="loopline.plan.stage:plan", takes={"data": Takes("corpus")}, gives="plan", area=3)
 class PlanConfig(Config):
     """How to spend a training budget."""
 
@@ -99,6 +101,13 @@ class PlanConfig(Config):
         return self
 
 
+@stage(
+    "remix",
+    run="loopline.plan.stage:remix",
+    takes={"data": Takes("corpus"), "evaluations": Takes("evaluation")},
+    gives="mixture",
+    area=3,
+)
 class RemixConfig(Config):
     """How an evaluation of the base moves the mixture of its next pretraining."""
 

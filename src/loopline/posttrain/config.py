@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from loopline.base.config import Config
+from loopline.base.stage import Takes, stage
 from loopline.grading.reward import RewardConfig
 from loopline.model.adapter_config import LoRAConfig
 from loopline.rl.config import PolicyGradientConfig
@@ -18,6 +19,13 @@ from loopline.training.config import Divide, OptimizerConfig, ScheduleConfig, Tr
 REASONING = {"arithmetic": 0.5, "word_problem": 0.3, "ordering": 0.2}
 
 
+@stage(
+    "sft",
+    run="loopline.posttrain.stage:sft",
+    takes={"base": Takes("checkpoint"), "tasks": Takes("tasks")},
+    gives="checkpoint",
+    area=5,
+)
 class SFTConfig(Config):
     """Cold start: supervised fine-tuning on short verified answers, with and without thinking."""
 
@@ -51,6 +59,13 @@ class SFTConfig(Config):
     """Checkpointing."""
 
 
+@stage(
+    "grpo",
+    run="loopline.posttrain.stage:grpo",
+    takes={"policy": Takes("checkpoint"), "tasks": Takes("tasks"), "graders": Takes("graders")},
+    gives="checkpoint",
+    area=5,
+)
 class GRPOConfig(PolicyGradientConfig):
     """Reasoning RL on verifiable rewards."""
 
@@ -91,6 +106,13 @@ class GRPOConfig(PolicyGradientConfig):
         return self
 
 
+@stage(
+    "rft",
+    run="loopline.posttrain.stage:rft",
+    takes={"policy": Takes("checkpoint"), "tasks": Takes("tasks")},
+    gives="checkpoint",
+    area=5,
+)
 class RFTConfig(Config):
     """Rejection-sampling fine-tuning: supervised training on the RL rollouts that passed."""
 
@@ -184,6 +206,13 @@ class RejectConfig(Config):
         return self
 
 
+@stage(
+    "align",
+    run="loopline.posttrain.stage:align",
+    takes={"policy": Takes("checkpoint"), "tasks": Takes("tasks"), "graders": Takes("graders")},
+    gives="checkpoint",
+    area=5,
+)
 class AlignConfig(Config):
     """Alignment: preference pairs judged by a written constitution, then DPO."""
 
@@ -213,6 +242,13 @@ class AlignConfig(Config):
     """Checkpointing."""
 
 
+@stage(
+    "retrain",
+    run="loopline.posttrain.stage:retrain",
+    takes={"policy": Takes("release"), "traffic": Takes("rows"), "tasks": Takes("tasks")},
+    gives="checkpoint",
+    area=5,
+)
 class RetrainConfig(Config):
     """A candidate trained on what traffic brought."""
 

@@ -10,9 +10,17 @@ from typing import Literal
 from pydantic import Field
 
 from loopline.base.config import Config
+from loopline.base.stage import Takes, stage
 from loopline.training.config import ScheduleConfig, TrainRuntime
 
 
+@stage(
+    "pretrain",
+    run="loopline.pretrain.stage:pretrain",
+    takes={"data": Takes("corpus"), "plan": Takes("plan")},
+    gives="checkpoint",
+    area=4,
+)
 class PretrainConfig(Config):
     """Pretraining from scratch on the data artifact's shards."""
 
@@ -24,6 +32,13 @@ class PretrainConfig(Config):
     """Checkpointing."""
 
 
+@stage(
+    "continue_pretraining",
+    run="loopline.pretrain.stage:continue_pretraining",
+    takes={"base": Takes("checkpoint"), "data": Takes("corpus"), "plan": Takes("plan"), "mixture": Takes("mixture")},
+    gives="checkpoint",
+    area=4,
+)
 class ContinueConfig(Config):
     """Continued pretraining of a base under a new mixture, beside a control under the old one."""
 

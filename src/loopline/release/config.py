@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from loopline.base.config import Config
+from loopline.base.stage import Takes, stage
 
 DEFAULT_WEIGHTS = {
     "reasoning": 1.0,
@@ -52,6 +53,20 @@ class ToolTrial(Config):
     """Tokens per assistant turn."""
 
 
+@stage(
+    "release",
+    run="loopline.release.stage:release",
+    takes={
+        "candidates": Takes("checkpoint", many=True),
+        "evaluations": Takes("evaluation", many=True),
+        "harness": Takes("harness", required=False),
+        "tasks": Takes("tasks"),
+        "graders": Takes("graders"),
+        "data": Takes("corpus", required=False),
+    },
+    gives="release",
+    area=9,
+)
 class ReleaseConfig(Config):
     """Stage `release`: candidates, objective, gates."""
 
@@ -89,6 +104,13 @@ class ReleaseConfig(Config):
         return self
 
 
+@stage(
+    "gate",
+    run="loopline.release.stage:gate",
+    takes={"before": Takes("release"), "after": Takes("evaluation")},
+    gives="decision",
+    area=9,
+)
 class GateConfig(Config):
     """Stages `gate` and `gate_benchmarks`: whether the candidate replaces what it would follow."""
 

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from loopline.base.config import Config, Runtime
+from loopline.base.stage import Takes, stage
 
 
 class ServeConfig(Runtime):
@@ -47,6 +48,13 @@ class LiveTraffic(Runtime):
     """SQLAlchemy URL or SQLite path of recorded traffic to export instead of playing the scripted client."""
 
 
+@stage(
+    "traffic",
+    run="loopline.serve.stage:traffic",
+    takes={"release": Takes("release"), "tasks": Takes("tasks"), "graders": Takes("graders")},
+    gives="traffic",
+    area=9,
+)
 class TrafficConfig(Config):
     """The traffic stage: a scripted client talks to the real server and the recorded requests are exported."""
 
