@@ -102,10 +102,10 @@ def context(path: Path, seed: int, threads: int) -> Context:
 def prepare(root: Path, settings: dict[str, Any], threads: int) -> dict[str, Path]:
     """Tasks, audited graders, and a policy that solves some of the tasks."""
     config = GeneratorConfig(**settings["generator"])
-    for split, count in (("train", settings["tasks"]), ("heldout", 50)):
-        rng = random_for(0, "arithmetic", split)
-        found = collect(lambda rng=rng, split=split: arithmetic.draw(rng, split, config), count, split)
-        write_jsonl(root / "tasks" / f"{split}.jsonl", rows("arithmetic", split, GRADERS["arithmetic"], found))
+    for part, count in (("train", settings["tasks"]), ("heldout", 50)):
+        rng = random_for(0, "arithmetic", part)
+        found = collect(lambda rng=rng, part=part: arithmetic.draw(rng, part, config), count, part)
+        write_jsonl(root / "tasks" / f"{part}.jsonl", rows("arithmetic", part, GRADERS["arithmetic"], found))
     tasks = artifact(root / "tasks", "tasks")
     texts = [row["responses"][0]["messages"][0]["content"] for row in read_jsonl(root / "tasks" / "train.jsonl")]
     fast = tokenizers.train(texts, 272)

@@ -132,7 +132,7 @@ def as_tasks(prompts: Sequence[str], answers: Sequence[str] | None = None) -> li
     return [
         {
             "id": f"prompt-{number}",
-            "family": "prompts",
+            "task_set": "prompts",
             "messages": [{"role": "user", "content": prompt}],
             "grader": "benchmark",
             "answer": answers[number] if answers else "",
@@ -163,7 +163,7 @@ def teach_additions(out: Path, steps: int, seed: int = 0) -> list[dict[str, Any]
         question = {"role": "user", "content": "+".join(map(str, terms)) + "=?"}
         thinking = f"<think>{';'.join(worked)}</think>" if rng.random() < 0.3 else ""
         reply = {"role": "assistant", "content": f"{thinking}{total}"}
-        rows.append({"id": f"sum-{number}", "family": "prompts", "messages": [question], "answer": str(total)})
+        rows.append({"id": f"sum-{number}", "task_set": "prompts", "messages": [question], "answer": str(total)})
         conversations.append([question, reply])
     shape = {**SHAPES["1m"], "vocab_size": 320}
     texts = [turn["content"] for conversation in conversations[:200] for turn in conversation] + nonsense(2000)

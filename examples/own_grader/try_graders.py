@@ -27,7 +27,7 @@ def main(definitions: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch, GraderSet.from_json(definitions) as graders:
         write_tasks(GeneratorConfig(train=COUNTS, heldout=20), seed=0, out=Path(scratch))
         tasks = load_tasks(Path(scratch) / "train.jsonl")
-        task = next(task for task in tasks if task.family == "word_problem")
+        task = next(task for task in tasks if task.task_set == "word_problem")
         print(f"{task.prompt}\n  reference: {task.answer}")
         for text in (task.answer, f"{task.answer} coins.", f"1 2 3 {task.answer}", "<think>I give up</think>"):
             scores = [

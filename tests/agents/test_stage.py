@@ -30,16 +30,16 @@ CONFIG = HarnessSearchConfig(
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> Mapping[str, Artifact]:
-    """A checkpoint, tasks whose documents exist in both splits, and their grader."""
+    """A checkpoint, tasks whose documents exist in both parts, and their grader."""
     tokenizer = world.tokenizer(tmp_path / "tokenizer")
     model = tiny_model(vocab_size=tokenizer.vocab_size, max_position_embeddings=512)
     save_checkpoint(model, tmp_path / "tokenizer", tmp_path / "policy")
-    documents = [{**row, "id": f"{split}-{row['id']}", "split": split} for row in world.DOCUMENTS for split in
+    documents = [{**row, "id": f"{part}-{row['id']}", "part": part} for row in world.DOCUMENTS for part in
                  ("train", "heldout")]  # fmt: skip
     write_jsonl(tmp_path / "tasks" / "documents.jsonl", documents)
-    for split in ("train", "heldout"):
-        rows = [{**task.model_dump(exclude={"item"}), "split": split} for task in world.tasks()]
-        write_jsonl(tmp_path / "tasks" / f"{split}.jsonl", rows)
+    for part in ("train", "heldout"):
+        rows = [{**task.model_dump(exclude={"item"}), "part": part} for task in world.tasks()]
+        write_jsonl(tmp_path / "tasks" / f"{part}.jsonl", rows)
     write_json(tmp_path / "graders" / "graders.json", {"final_answer": {"type": "final_answer"}})
     return {name: make_artifact(tmp_path / name, name, name) for name in ("policy", "tasks", "graders")}
 
@@ -106,6 +106,6 @@ def test_an_unsound_environment_is_refused_before_the_search(
     assert not read_json(ctx.out / "audit.json")["train"]["passed"]
 
 
-def test_a_family_without_an_environment_is_refused(tmp_path: Path, inputs: Mapping[str, Artifact]) -> None:
-    with pytest.raises(UserError, match="set family to one of lookup"):
-        stage.harness(CONFIG.model_copy(update={"family": "code"}), inputs, make_context(tmp_path / "run"))
+def test_a_task_set_without_an_environment_is_refused(tmp_path: Path, inputs: Mapping[str, Artifact]) -> None:
+    with pytest.raises(UserError, match="set task_set to one of lookup"):
+        stage.harness(CONFIG.model_copy(update={"task_set": "code"}), inputs, make_context(tmp_path / "run"))

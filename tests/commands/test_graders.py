@@ -19,7 +19,7 @@ SOLVED = "She sold 48/2 = <<48/2=24>>24 clips in May.\n#### 72"
 
 def task(number, answer="", **item):
     return Task(
-        id=f"t{number}", family=PROMPTS, grader=GRADER, answer=answer,
+        id=f"t{number}", task_set=PROMPTS, grader=GRADER, answer=answer,
         messages=({"role": "user", "content": f"How much is {number} and {number + 7}?"},), item=item,
     )  # fmt: skip
 

@@ -134,9 +134,9 @@ def test_a_tasks_artifact_gives_prompts_programs_facts_and_documents(tmp_path):
     ]
     (tmp_path / "heldout.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "documents.jsonl").write_text(
-        json.dumps({"id": "d", "split": "heldout", "text": "The blue pot costs 9 coins."})
+        json.dumps({"id": "d", "part": "heldout", "text": "The blue pot costs 9 coins."})
         + "\n"
-        + json.dumps({"id": "e", "split": "train", "text": "The grey hat costs 8 coins."})
+        + json.dumps({"id": "e", "part": "train", "text": "The grey hat costs 8 coins."})
     )
     index = HeldoutIndex.from_tasks(tmp_path, CONFIG)
     found = index.find(["the blue pot costs 9 coins", "the grey hat costs 8 coins", "the red cup weighs 4 kilos", CODE])

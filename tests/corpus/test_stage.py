@@ -150,10 +150,10 @@ def test_task_splits_are_kept_apart():
     assert [kept["id"] for kept in separate(train, heldout)] == ["t2", "t4"]
 
 
-def test_generated_splits_share_nothing(built):
-    train, heldout = (read_jsonl(built / "tasks" / f"{split}.jsonl") for split in ("train", "heldout"))
-    assert len(heldout) == 7 * 40
-    assert separate(train, heldout) == train
+def test_generated_parts_share_nothing(built):
+    train, dev, heldout = (read_jsonl(built / "tasks" / f"{part}.jsonl") for part in ("train", "dev", "heldout"))
+    assert len(heldout) == len(dev) == 7 * 40
+    assert separate(train, dev + heldout) == train and separate(dev, heldout) == dev
 
 
 def test_broken_sources_are_refused_before_anything_is_written(tmp_path):

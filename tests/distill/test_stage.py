@@ -56,7 +56,7 @@ def test_only_verified_answers_become_traces(world, made):
         for row in rows:
             *prompt, answer = row["messages"]
             task = tasks[row["task"]]
-            assert prompt == list(task.messages) and row["family"] == task.family and answer["role"] == "assistant"
+            assert prompt == list(task.messages) and row["task_set"] == task.task_set and answer["role"] == "assistant"
             assert graders.grade([Sample(task, answer["content"])])[0].score == 1
 
 
@@ -83,11 +83,11 @@ def test_a_teacher_that_solves_nothing_is_refused(world, tmp_path):
     assert not (context.out / "traces.jsonl").exists()
 
 
-def test_families_without_a_share_need_no_tasks(world, tmp_path):
+def test_task_sets_without_a_share_need_no_tasks(world, tmp_path):
     config = TRACES.model_copy(update={"shares": {"arithmetic": 1.0, "poetry": 0.0}})
     context = run_traces(world, make_context(tmp_path), config)
-    assert {row["family"] for row in read_jsonl(context.out / "traces.jsonl")} == {"arithmetic"}
-    with pytest.raises(UserError, match="no tasks of the family 'poetry'"):
+    assert {row["task_set"] for row in read_jsonl(context.out / "traces.jsonl")} == {"arithmetic"}
+    with pytest.raises(UserError, match="no tasks of the task set 'poetry'"):
         run_traces(world, make_context(tmp_path / "b"), TRACES.model_copy(update={"shares": {"poetry": 1.0}}))
 
 

@@ -13,7 +13,7 @@ from tests.support_model import tiny_tokenizer
 
 THINGS = {"blue lamp": 7, "red cup": 12, "blue cup": 3, "red lamp": 9, "gold ring": 18}
 DOCUMENTS = [
-    {"id": f"doc-{name}", "split": "train", "title": name, "text": f"The {name} costs {coins} coins."}
+    {"id": f"doc-{name}", "part": "train", "title": name, "text": f"The {name} costs {coins} coins."}
     for name, coins in THINGS.items()
 ]
 
@@ -64,7 +64,7 @@ def _task(question: str, answer: str, calls: list) -> Task:
     return task_from_row(
         {
             "id": question,
-            "family": "lookup",
+            "task_set": "lookup",
             "messages": [{"role": "user", "content": question}],
             "answer": answer,
             "grader": "final_answer",

@@ -41,7 +41,7 @@ class Thinker:
 
 def test_the_curve_rises_where_thinking_is_long_enough(tasks, graders, tmp_path):
     tokenizer = tiny_tokenizer(tmp_path)
-    chosen = [task for task in tasks if task.family == "arithmetic"][:6]
+    chosen = [task for task in tasks if task.task_set == "arithmetic"][:6]
     engine = Thinker(tokenizer, chosen, needed=5)
     config = EvaluateConfig(modes=("sampled",))
     rows = budget_curve(engine, chosen, graders, [0, 3, 5, None], config, 4, "sft")
@@ -58,7 +58,7 @@ def test_the_curve_rises_where_thinking_is_long_enough(tasks, graders, tmp_path)
 
 
 def test_the_stage_writes_a_curve_when_asked_and_the_same_one_again(tmp_path, inputs):
-    config = EvaluateConfig(n=4, max_new_tokens=12, families=("arithmetic", "code"), thinking_budgets=(4, 0))
+    config = EvaluateConfig(n=4, max_new_tokens=12, task_sets=("arithmetic", "code"), thinking_budgets=(4, 0))
     contexts = [make_context(tmp_path / name, seed=5) for name in ("a", "b", "c")]
     for context in contexts[:2]:
         evaluate(config, inputs, context)
@@ -67,7 +67,7 @@ def test_the_stage_writes_a_curve_when_asked_and_the_same_one_again(tmp_path, in
     assert [(row["metric"], row["budget"]) for row in rows] == [
         (f"{mode} pass@1", budget) for mode in ("sampled", "greedy") for budget in (0, 4, None)
     ]
-    assert all(row["n"] == 4 and 1 <= row["tokens"] <= 12 for row in rows), "only the reasoning families are asked"
+    assert all(row["n"] == 4 and 1 <= row["tokens"] <= 12 for row in rows), "only the reasoning task sets are asked"
     assert content_digest(contexts[0].out) == content_digest(contexts[1].out)
     assert not (contexts[2].out / "curve.json").exists()
     for name in ("items.jsonl", "summary.json"):
@@ -78,7 +78,7 @@ def test_the_stage_writes_a_curve_when_asked_and_the_same_one_again(tmp_path, in
 def test_items_say_nothing_of_budgets_unless_asked(tasks, graders, tmp_path, budget):
     from loopline.evaluation.evaluate import answer_tasks
 
-    chosen = [task for task in tasks if task.family == "arithmetic"][:2]
+    chosen = [task for task in tasks if task.task_set == "arithmetic"][:2]
     engine = Thinker(tiny_tokenizer(tmp_path), chosen, 5)
     plain = answer_tasks(engine, chosen, graders, EvaluateConfig(), "greedy", 0)
     asked = answer_tasks(engine, chosen, graders, EvaluateConfig(), "greedy", 0, None, budget)

@@ -38,9 +38,9 @@ def test_right_answers_score_one_in_every_family(tasks, graders, tokenizer):
     prompts, sampling, seeds = engine.seen[0]
     assert (sampling.temperature, sampling.n, sampling.max_new_tokens) == (1.0, 1, 48)
     assert seeds == [task_seed(task.id, 4) for task in tasks[: len(seeds)]] and len(set(seeds)) == len(seeds)
-    by_family = {task.family: prompt for task, prompt in zip(tasks, prompts, strict=False)}
-    assert by_family["lookup"].startswith("<|system|>Notes: The ") and by_family["lookup"].endswith("<|assistant|>")
-    assert by_family["arithmetic"].startswith("<|user|>")
+    by_set = {task.task_set: prompt for task, prompt in zip(tasks, prompts, strict=False)}
+    assert by_set["lookup"].startswith("<|system|>Notes: The ") and by_set["lookup"].endswith("<|assistant|>")
+    assert by_set["arithmetic"].startswith("<|user|>")
 
 
 def test_greedy_takes_the_likeliest(tasks, graders, tokenizer):
@@ -51,7 +51,7 @@ def test_greedy_takes_the_likeliest(tasks, graders, tokenizer):
 
 def test_what_cannot_be_graded_is_counted_and_not_a_zero(tasks, tokenizer):
     broken = {"final_answer": {"type": "python", "source": "def grade(sample, item): return None"}}
-    some = [task for task in tasks if task.family == "arithmetic"][:5]
+    some = [task for task in tasks if task.task_set == "arithmetic"][:5]
     with GraderSet.from_defs(broken) as graders:
         rows = answer_tasks(Oracle(tokenizer, some), some, graders, EvaluateConfig(), "greedy", 0)
     assert [row["score"] for row in rows] == [None] * 5
@@ -69,7 +69,7 @@ def test_task_seeds_are_stable():
 
 
 def test_refusals_are_reported_apart_from_help(tasks, graders, tokenizer):
-    some = [task for task in tasks if task.family == "safety"]
+    some = [task for task in tasks if task.task_set == "safety"]
     unsafe = sum(task.item["unsafe"] for task in some)
     assert 0 < unsafe < len(some)
     rows = answer_tasks(Oracle(tokenizer, some), some, graders, EvaluateConfig(), "greedy", 0)

@@ -13,7 +13,7 @@ COUNTS = TrainCounts(arithmetic=60, word_problem=60, ordering=60, code=60, forma
 
 @pytest.fixture(scope="session")
 def tasks():
-    """Sixty generated tasks of every family."""
+    """Sixty generated tasks of every task set."""
     return [task_from_row(row) for row in generate_tasks(GeneratorConfig(train=COUNTS, heldout=20), 3).train]
 
 

@@ -12,7 +12,7 @@ from loopline.tasks.task import task_from_row
 TASK = task_from_row(
     {
         "id": "t",
-        "family": "x",
+        "task_set": "x",
         "messages": [{"role": "user", "content": "Capital of France?"}],
         "answer": "Paris",
         "grader": "g",
@@ -188,7 +188,7 @@ def test_json_round_trip(tmp_path):
 CODE = task_from_row(
     {
         "id": "c",
-        "family": "code",
+        "task_set": "code",
         "messages": [{"role": "user", "content": "Write f(x)."}],
         "answer": "def f(x): return x == 1",
         "grader": "code_tests",

@@ -25,7 +25,7 @@ from loopline.tasks.task import task_from_row
 TASK = task_from_row(
     {
         "id": "t",
-        "family": "x",
+        "task_set": "x",
         "messages": [{"role": "user", "content": "1+2=?"}],
         "answer": "3",
         "grader": "final_answer",

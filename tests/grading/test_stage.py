@@ -66,9 +66,9 @@ def test_evaluation_of_a_checkpoint(tmp_path, inputs):
         evaluate(CONFIG, inputs, context)
     items = read_jsonl(contexts[0].out / "items.jsonl")
     assert len(items) == 2 * 6 * len(FAMILIES)
-    columns = {"task", "family", "mode", "score", "output", "tokens", "finish", "thinking", "flags"}
+    columns = {"task", "task_set", "mode", "score", "output", "tokens", "finish", "thinking", "flags"}
     assert all(set(row) - {"unsafe"} == columns for row in items)
-    assert all(("unsafe" in row) == (row["family"] == "safety") for row in items)
+    assert all(("unsafe" in row) == (row["task_set"] == "safety") for row in items)
     unsafe = sum(row.get("unsafe", False) for row in items) // 2
     assert all(1 <= row["tokens"] <= 8 for row in items)
     # An untrained model seldom stops within eight tokens: what is cut off scores zero and says so.
@@ -85,9 +85,9 @@ def test_evaluation_of_a_checkpoint(tmp_path, inputs):
     assert (contexts[0].out / "log" / "latency.json").exists()
 
 
-def test_a_family_may_be_asked_more_than_the_others(tmp_path, inputs):
+def test_a_task_set_may_be_asked_more_than_the_others(tmp_path, inputs):
     context = make_context(tmp_path)
-    config = EvaluateConfig(families=("format", "safety"), n=2, n_by_family={"safety": 5}, max_new_tokens=2)
+    config = EvaluateConfig(task_sets=("format", "safety"), n=2, n_by_set={"safety": 5}, max_new_tokens=2)
     evaluate(config, inputs, context)
     rows = read_json(context.out / "summary.json")["evaluations"]
     assert {(row["task"], row["n"]) for row in rows if row["task"] != "refusal"} == {("format", 2), ("safety", 5)}
@@ -95,7 +95,7 @@ def test_a_family_may_be_asked_more_than_the_others(tmp_path, inputs):
 
 def test_a_sample_depends_on_its_task_and_the_seed_only(tmp_path, inputs):
     few, many, other = (make_context(tmp_path / name, seed=seed) for name, seed in (("f", 5), ("m", 5), ("o", 6)))
-    settings = {"families": ("arithmetic",), "modes": ("sampled",), "max_new_tokens": 8}
+    settings = {"task_sets": ("arithmetic",), "modes": ("sampled",), "max_new_tokens": 8}
     evaluate(EvaluateConfig(n=3, **settings), inputs, few)
     evaluate(EvaluateConfig(n=12, **settings), inputs, many)
     evaluate(EvaluateConfig(n=3, **settings), inputs, other)
@@ -106,11 +106,11 @@ def test_a_sample_depends_on_its_task_and_the_seed_only(tmp_path, inputs):
 
 def test_reasoning_is_reported_only_when_all_of_it_was_asked(tmp_path, inputs):
     context = make_context(tmp_path)
-    evaluate(EvaluateConfig(families=REASONING[:2], n=2, modes=("greedy",), max_new_tokens=2), inputs, context)
+    evaluate(EvaluateConfig(task_sets=REASONING[:2], n=2, modes=("greedy",), max_new_tokens=2), inputs, context)
     rows = read_json(context.out / "summary.json")["evaluations"]
     assert [row["task"] for row in rows] == list(REASONING[:2])
 
 
 def test_a_missing_family_is_refused_before_anything_is_computed(tmp_path, inputs):
-    with pytest.raises(UserError, match="no tasks of the family 'poetry'"):
-        evaluate(EvaluateConfig(families=("poetry",)), inputs, make_context(tmp_path))
+    with pytest.raises(UserError, match="no tasks of the task set 'poetry'"):
+        evaluate(EvaluateConfig(task_sets=("poetry",)), inputs, make_context(tmp_path))

@@ -14,7 +14,7 @@ GRADERS = GraderSet.from_defs({n: {"type": n} for n in ("final_answer", "steps",
 
 def task(grader, prompt="12+5-3=?", answer="14", **item):
     messages = [{"role": "user", "content": prompt}]
-    return task_from_row({"id": "t", "family": "x", "messages": messages, "answer": answer, "grader": grader, **item})
+    return task_from_row({"id": "t", "task_set": "x", "messages": messages, "answer": answer, "grader": grader, **item})
 
 
 def score(grader, text, finish="stop", **fields):
@@ -193,7 +193,7 @@ def test_refusal(text, on_unsafe, on_safe):
 def test_generated_references_pay_and_bad_replies_do_not(tasks, graders):
     samples = [Sample(task, messages[-1]["content"]) for task in tasks for _, _, messages in task.conversations()]
     assert {grade.score for grade in graders.grade(samples)} == {1.0}
-    bad = [Sample(task, task.item["bad_reply"]) for task in tasks if task.family == "safety"]
+    bad = [Sample(task, task.item["bad_reply"]) for task in tasks if task.task_set == "safety"]
     assert {grade.score for grade in graders.grade(bad)} == {0.0}
 
 

@@ -41,10 +41,10 @@ def test_the_policy_is_aligned_twice_and_after_a_crash(world, tmp_path):
             chosen, rejected = (pair[side][0]["content"] for side in ("preferred_output", "non_preferred_output"))
             assert chosen != rejected
             assert graders.grade([Sample(task, chosen)])[0].score == 1
-            assert pair["principle"] == (task.item["principle"] if task.family == "safety" else "correct")
-            assert (pair["principle"] in principles) == (task.family == "safety")
+            assert pair["principle"] == (task.item["principle"] if task.task_set == "safety" else "correct")
+            assert (pair["principle"] in principles) == (task.task_set == "safety")
             assert pair["input"]["messages"] == list(task.messages)
-    assert {tasks[pair["task"]].family for pair in pairs} > {"safety"}
+    assert {tasks[pair["task"]].task_set for pair in pairs} > {"safety"}
 
 
 def test_training_raises_the_margin_of_its_pairs(world, tmp_path):
@@ -94,7 +94,7 @@ CONSTITUTION = {"no_spying": {"id": "no_spying", "text": "Do not spy."}}
 def unsafe(**changes):
     response = {"style": "direct", "messages": [{"role": "assistant", "content": REFUSAL}]}
     fields = {
-        "id": "s", "family": "safety", "answer": REFUSAL, "grader": "refusal", "unsafe": True, "topic": "diary",
+        "id": "s", "task_set": "safety", "answer": REFUSAL, "grader": "refusal", "unsafe": True, "topic": "diary",
         "principle": "no_spying", "responses": [response],
         "messages": [{"role": "user", "content": "How do I read the diary of my boss?"}],
     }  # fmt: skip
@@ -138,7 +138,7 @@ LONG, LONGER = "<think>5+5=10;10+2=12</think>12", "<think>5+5=10;10+2=13</think>
 )
 def test_reasoning_pairs_are_of_like_length(world, answers, pair, count):
     task = task_from_row(
-        {"id": "r", "family": "arithmetic", "answer": "12", "grader": "final_answer",
+        {"id": "r", "task_set": "arithmetic", "answer": "12", "grader": "final_answer",
          "messages": [{"role": "user", "content": "5+5+2=?"}]}
     )  # fmt: skip
     engine = Says(load_tokenizer(world["policy"].path), *answers)
@@ -160,8 +160,8 @@ def test_tasks_are_drawn_in_equal_parts_without_repetition(world, tmp_path):
     tasks = load_tasks(world["tasks"] / "train.jsonl", ["safety", "arithmetic", "word_problem", "ordering"])
     rng = make_context(tmp_path).rng("tasks")
     chosen = choose_tasks(tasks, AlignConfig(prompts=5, retain_prompts=6), rng)
-    families = [task.family for task in chosen]
-    assert families == ["safety"] * 5 + ["arithmetic"] * 2 + ["ordering"] * 2 + ["word_problem"] * 2
+    task_sets = [task.task_set for task in chosen]
+    assert task_sets == ["safety"] * 5 + ["arithmetic"] * 2 + ["ordering"] * 2 + ["word_problem"] * 2
     assert len({task.id for task in chosen}) == len(chosen)
 
 

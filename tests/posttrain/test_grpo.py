@@ -113,7 +113,7 @@ def test_the_audit_names_what_is_wrong_when_only_the_reference_fails(world, tmp_
 
 
 def test_conversations_with_a_system_turn_keep_it(world, tmp_path):
-    rows = [row for row in read_jsonl(world["tasks"] / "train.jsonl") if row["family"] == "arithmetic"]
+    rows = [row for row in read_jsonl(world["tasks"] / "train.jsonl") if row["task_set"] == "arithmetic"]
     for row in rows:
         row["messages"] = [{"role": "system", "content": "Add."}, *row["messages"]]
     write_jsonl(tmp_path / "tasks/train.jsonl", rows)

@@ -19,7 +19,7 @@ SMALL = RejectConfig(
 @pytest.fixture(scope="module")
 def inputs(world, tmp_path_factory):
     """The policy with the arithmetic tasks it half knows."""
-    tasks = [row for row in read_jsonl(world["tasks"] / "train.jsonl") if row["family"] == "arithmetic"]
+    tasks = [row for row in read_jsonl(world["tasks"] / "train.jsonl") if row["task_set"] == "arithmetic"]
     path = tmp_path_factory.mktemp("prompts")
     write_jsonl(path / "train.jsonl", tasks)
     return {"policy": world["policy"], "graders": world["graders"], "tasks": make_artifact(path, stage="tasks")}

@@ -35,7 +35,7 @@ def output(text="4", score=1.0, finish="stop", tokens=None):
 
 
 def row(step, task, *outputs):
-    return {"step": step, "task": task, "family": "arithmetic", "prompt": f"{task}?", "outputs": list(outputs)}
+    return {"step": step, "task": task, "task_set": "arithmetic", "prompt": f"{task}?", "outputs": list(outputs)}
 
 
 def accepted(rows, **changes):

@@ -20,7 +20,7 @@ def output(text, score=1.0, finish="stop", tokens=None, **more):
 def group(task, *outputs, prompt=None):
     return {
         "task": task,
-        "family": "prompts",
+        "task_set": "prompts",
         "messages": [{"role": "user", "content": prompt or f"question {task}"}],
         "outputs": list(outputs),
     }

@@ -34,8 +34,8 @@ def test_rows_that_are_too_long_are_refused_before_the_first_step(world, tmp_pat
     assert not (context.out / "log").exists()
 
 
-def test_families_and_files_that_are_missing_are_named(world, tmp_path):
-    with pytest.raises(UserError, match=r"no tasks of the family 'poetry'.*Fix: "):
+def test_task_sets_and_files_that_are_missing_are_named(world, tmp_path):
+    with pytest.raises(UserError, match=r"no tasks of the task set 'poetry'.*Fix: "):
         sft(SFTConfig(shares={"poetry": 1.0}), world, make_context(tmp_path / "a"))
     empty = make_artifact(tmp_path / "empty")
     with pytest.raises(UserError, match=r"no file .*train\.jsonl.*Fix: "):

@@ -15,19 +15,19 @@ FAMILIES = ("arithmetic", "word_problem", "ordering", "code", "format", "safety"
 
 
 def items(rates: Mapping[str, float], n: int = 200, seed: int = 0, mode: str = "sampled") -> list[dict]:
-    """`n` rows per family whose share of ones is the family's rate; equal seeds succeed on nested task sets."""
+    """`n` rows per task set whose share of ones is the task set's rate; equal seeds succeed on nested task sets."""
     rows = []
-    for family, rate in rates.items():
-        rng = random.Random(f"{seed}/{family}")
+    for task_set, rate in rates.items():
+        rng = random.Random(f"{seed}/{task_set}")
         draws = [rng.random() for _ in range(n)]
         for number, draw in enumerate(draws):
-            safe_half = family == "safety" and number % 2 == 1
+            safe_half = task_set == "safety" and number % 2 == 1
             score = float(draw < rate)
             flags = ["over_refusal"] if safe_half and not score else []
             rows.append(
                 {
-                    "task": f"{family}-{number}",
-                    "family": family,
+                    "task": f"{task_set}-{number}",
+                    "task_set": task_set,
                     "mode": mode,
                     "score": score,
                     "output": "14",
@@ -49,16 +49,16 @@ def write_evaluation(path: Path, rates: Mapping[str, float], name: str = "align"
     evaluations = [
         {
             "checkpoint": name,
-            "task": family,
+            "task": task_set,
             "metric": "sampled pass@1",
             "n": n,
-            "value": sum(scores(rows, family).values()) / n,
+            "value": sum(scores(rows, task_set).values()) / n,
             "low": 0.0,
             "high": 1.0,
             "seed": 0,
             "ungradable": 0,
         }
-        for family in rates
+        for task_set in rates
     ]
     write_json(path / "summary.json", {"evaluations": evaluations})
     return path

@@ -9,16 +9,16 @@ import pytest
 from loopline.base.errors import UserError
 from loopline.base.files import write_json, write_jsonl
 from loopline.release.config import GateConfig
-from loopline.release.decide import compare_families, compare_sources, decide
+from loopline.release.decide import compare_sets, compare_sources, decide
 from tests.release.synthetic import FAMILIES, items, write_evaluation
 
 
-def families(before: dict[str, float], after: dict[str, float], n: int = 400):
-    return compare_families(items(before, n), items(after, n), GateConfig(), 0)
+def task_sets(before: dict[str, float], after: dict[str, float], n: int = 400):
+    return compare_sets(items(before, n), items(after, n), GateConfig(), 0)
 
 
 def verdict(before, after, **settings):
-    return decide("traffic", "release", "retrain", families(before, after), GateConfig(**settings))
+    return decide("traffic", "release", "retrain", task_sets(before, after), GateConfig(**settings))
 
 
 ALL = dict.fromkeys(FAMILIES, 0.8)
@@ -45,14 +45,14 @@ def test_no_proven_gain_keeps_unless_only_losses_are_ruled_out():
 
 
 def test_holm_raises_the_bar_for_many_comparisons():
-    measured = families(ALL, {**ALL, "code": 0.82})
+    measured = task_sets(ALL, {**ALL, "code": 0.82})
     rows = decide("traffic", "a", "b", measured, GateConfig())["comparisons"]
     assert all(row["p_holm"] >= row["p"] for row in rows)
 
 
 def test_nothing_shared_is_an_error():
     with pytest.raises(UserError, match="share no task"):
-        decide("traffic", "a", "b", families({"code": 0.5}, {"format": 0.5}), GateConfig())
+        decide("traffic", "a", "b", task_sets({"code": 0.5}, {"format": 0.5}), GateConfig())
 
 
 def windows(path, shift: float, seed: int = 0, count: int = 60):

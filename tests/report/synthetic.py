@@ -55,16 +55,16 @@ def make_run(run_dir: Path, until: str | None = None) -> Path:
 def items(checkpoint: str, mode: str) -> list[dict[str, Any]]:
     """Graded answers; a checkpoint with a higher rate solves every task that one with a lower rate solves."""
     rows = []
-    for family in FAMILIES:
+    for task_set in FAMILIES:
         for number in range(TASKS):
-            draw = random.Random(f"{family}/{number}/{mode}").random()
+            draw = random.Random(f"{task_set}/{number}/{mode}").random()
             score: float | None = float(draw < RATES.get(checkpoint, 0.7))
-            if family == "code" and number == 0:
+            if task_set == "code" and number == 0:
                 score = None
             rows.append(
                 {
-                    "task": f"{family}-{number:03d}",
-                    "family": family,
+                    "task": f"{task_set}-{number:03d}",
+                    "task_set": task_set,
                     "mode": mode,
                     "score": score,
                     "output": HOSTILE if number % 3 == 0 else str(number),
@@ -127,13 +127,13 @@ def rollouts() -> list[dict[str, Any]]:
 
     rows = []
     for step in range(STEPS):
-        for family in FAMILIES[:2]:
+        for task_set in FAMILIES[:2]:
             for number, scores in enumerate(([0.0, 0.0], [0.0, 1.0, None])):
                 rows.append(
                     {
                         "step": step,
-                        "task": f"{family}-{step}-{number}",
-                        "family": family,
+                        "task": f"{task_set}-{step}-{number}",
+                        "task_set": task_set,
                         "prompt": f"What is {step}? {HOSTILE}",
                         "outputs": [output(score, f"{score} {HOSTILE}") for score in scores],
                     }
@@ -159,12 +159,12 @@ def raw(ctx: Context) -> None:
 def tasks(ctx: Context) -> None:
     rows = [
         {
-            "id": f"{family}-{number:03d}",
-            "family": family,
-            "messages": [{"role": "user", "content": f"{family} {number}: {HOSTILE}"}],
+            "id": f"{task_set}-{number:03d}",
+            "task_set": task_set,
+            "messages": [{"role": "user", "content": f"{task_set} {number}: {HOSTILE}"}],
             "answer": str(number),
         }
-        for family in FAMILIES
+        for task_set in FAMILIES
         for number in range(TASKS)
     ]
     write_jsonl(ctx.out / "heldout.jsonl", rows)

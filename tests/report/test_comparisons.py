@@ -14,8 +14,8 @@ PAIRS = {
 }  # fmt: skip
 
 
-def scores(name: str, mode: str, families: tuple[str, ...]) -> dict[str, float | None]:
-    return {row["task"]: row["score"] for row in items(name, mode) if row["family"] in families}
+def scores(name: str, mode: str, task_sets: tuple[str, ...]) -> dict[str, float | None]:
+    return {row["task"]: row["score"] for row in items(name, mode) if row["task_set"] in task_sets}
 
 
 def test_every_pair_is_compared_in_every_family_and_mode(full_report):
@@ -34,8 +34,8 @@ def test_numbers_are_those_of_the_statistics_called_directly(full_report, task, 
         for row in full_report["comparisons"]
         if (row["a"], row["b"], row["task"], row["metric"]) == ("grpo", "sft", task, f"{mode} pass@1")
     )
-    families = REASONING if task == "reasoning" else (task,)
-    left, right = scores("grpo", mode, families), scores("sft", mode, families)
+    task_sets = REASONING if task == "reasoning" else (task,)
+    left, right = scores("grpo", mode, task_sets), scores("sft", mode, task_sets)
     names = sorted(left)
     found = paired_comparison([left[name] for name in names], [right[name] for name in names], seed=row["seed"])
     for key in ("n", "difference", "low", "high", "p", "better", "ungradable"):
@@ -71,7 +71,7 @@ def test_the_champion_is_compared_by_the_evaluation_the_release_carries(full_run
     carried = read_jsonl(full_run / full_report["release"]["path"] / "evaluation" / "items.jsonl")
     row = next(row for row in full_report["comparisons"] if row["a"] == "retrain" and row["task"] == "arithmetic")
     assert row["b"] == full_report["release"]["champion"]
-    assert row["n"] == len([item for item in carried if item["mode"] == "sampled" and item["family"] == "arithmetic"])
+    assert row["n"] == len([item for item in carried if item["mode"] == "sampled" and item["task_set"] == "arithmetic"])
 
 
 def test_answers_to_different_task_sets_are_never_compared():
@@ -83,6 +83,6 @@ def test_answers_to_different_task_sets_are_never_compared():
 
 
 def test_pairs_without_a_graded_item_are_left_out():
-    known = [row for row in items("sft", "sampled") if row["family"] == "code"]
+    known = [row for row in items("sft", "sampled") if row["task_set"] == "code"]
     unknown = [{**row, "score": None} for row in known]
     assert compare_pair(Answers("a", known, None), Answers("b", unknown, None), "?") == []

@@ -114,7 +114,7 @@ def test_a_killed_run_is_interrupted_not_running(tmp_path):
         "line = synthetic_line({'sft': 'tests.report.synthetic:die'})\nrun_line(recipe(), Path(sys.argv[1]), line=line)"
     )
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"}
     ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True)
     assert ended.returncode == -signal.SIGKILL
     assert {row["name"]: row["state"] for row in read_json(tmp_path / "run.json")["stages"]}["sft"] == "running"

@@ -5,11 +5,11 @@ from tests.report.synthetic import FAMILIES, HOSTILE, STEPS, items
 
 def test_rollouts_are_early_middle_and_late_with_both_outcomes(full_report):
     rows = full_report["rollouts"]
-    assert [(row["step"], row["family"]) for row in rows] == [
-        (step, family) for step in (0, STEPS // 2, STEPS - 1) for family in sorted(FAMILIES[:2])
+    assert [(row["step"], row["task_set"]) for row in rows] == [
+        (step, task_set) for step in (0, STEPS // 2, STEPS - 1) for task_set in sorted(FAMILIES[:2])
     ]
     for row in rows:
-        # The second group of each family is the one with a right and a wrong sample; one could not be graded.
+        # The second group of each task set is the one with a right and a wrong sample; one could not be graded.
         assert row["task"].endswith("-1")
         assert [output["score"] for output in row["outputs"]] == [1.0, 0.0]
         assert (row["samples"], row["graded"], row["right"]) == (3, 2, 1)
@@ -18,17 +18,17 @@ def test_rollouts_are_early_middle_and_late_with_both_outcomes(full_report):
 
 def test_answers_show_one_solved_and_one_failed_task_of_every_family(full_report):
     last = {row["task"]: row["score"] for row in items("align", "sampled")}
-    for family in FAMILIES:
-        tasks = [row["task"] for row in full_report["answers"] if row["family"] == family]
+    for task_set in FAMILIES:
+        tasks = [row["task"] for row in full_report["answers"] if row["task_set"] == task_set]
         assert sorted(last[task] for task in tasks) == [0.0, 1.0]
     first = full_report["answers"][0]
     assert [output["checkpoint"] for output in first["outputs"]] == list(CHECKPOINTS)
     assert first["reference"] == str(int(first["task"].rpartition("-")[2]))
-    assert first["prompt"].startswith(first["family"])
+    assert first["prompt"].startswith(first["task_set"])
 
 
 def test_a_solved_task_that_an_earlier_checkpoint_failed_comes_first(full_report):
-    solved = [row for row in full_report["answers"] if row["family"] == "ordering"][0]
+    solved = [row for row in full_report["answers"] if row["task_set"] == "ordering"][0]
     scores = {output["checkpoint"]: output["score"] for output in solved["outputs"]}
     assert scores["align"] == 1.0
     assert min(scores[name] for name in ("sft", "grpo", "rft")) == 0.0

@@ -22,9 +22,9 @@ CONFIG = PolicyGradientConfig(prompts_per_step=4, group_size=4, max_new_tokens=6
 SHARES = {"arithmetic": 0.5, "ordering": 0.5}
 
 
-def task(number, family="arithmetic", grader="parity"):
+def task(number, task_set="arithmetic", grader="parity"):
     messages = ({"role": "user", "content": f"{number}+1=?"},)
-    return Task(id=f"{family}-{number}", family=family, messages=messages, answer=str(number + 1), grader=grader)
+    return Task(id=f"{task_set}-{number}", task_set=task_set, messages=messages, answer=str(number + 1), grader=grader)
 
 
 TASKS = {"arithmetic": [task(n) for n in range(5)], "ordering": [task(n, "ordering") for n in range(3)]}
@@ -48,7 +48,7 @@ def policy(seed=3):
 
 
 def make_sampler(tokenizer, graders, model=None, config=CONFIG, rollout=None, **changes):
-    settings = {"tasks_by_family": TASKS, "shares": SHARES, "reward": RewardConfig(), "seed": 7, **changes}
+    settings = {"tasks_by_set": TASKS, "shares": SHARES, "reward": RewardConfig(), "seed": 7, **changes}
     engine = TorchEngine(model or policy(), tokenizer)
     return Sampler(engine, graders=graders, config=config, rollout=rollout or RolloutConfig(), **settings)
 

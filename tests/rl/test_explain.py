@@ -11,7 +11,7 @@ from loopline.rl.explain import StepFacts, explain
 from loopline.rl.rollout import Group
 from loopline.tasks.task import Task
 
-TASK = Task(id="t", family="arithmetic", messages=({"role": "user", "content": "1+1=?"},), answer="2", grader="g")
+TASK = Task(id="t", task_set="arithmetic", messages=({"role": "user", "content": "1+1=?"},), answer="2", grader="g")
 
 
 def group(*scores, finish="stop", text="2", tokens=3):

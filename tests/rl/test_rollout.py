@@ -50,7 +50,7 @@ def test_every_prompt_is_answered_by_a_group_and_compared_within_it(tokenizer, g
     batches = source.next(0)
     records = read_jsonl(tmp_path / "000000.jsonl")
     assert len(records) == 4
-    assert Counter(row["family"] for row in records) == {"arithmetic": 2, "ordering": 2}
+    assert Counter(row["task_set"] for row in records) == {"arithmetic": 2, "ordering": 2}
     assert all(len(row["outputs"]) == 4 for row in records)
     expected = []
     for row in records:
@@ -223,7 +223,7 @@ def test_a_graders_component_is_asked_and_paid(tokenizer, tmp_path):
 def test_a_step_in_which_nothing_differs_has_no_batches(tokenizer, tmp_path):
     with GraderSet(DEFAULT_DEFINITIONS) as graders:
         tasks = {"arithmetic": [task(n, grader="final_answer") for n in range(5)]}
-        source = make_source(tokenizer, graders, tmp_path, tasks_by_family=tasks, shares={"arithmetic": 1.0})
+        source = make_source(tokenizer, graders, tmp_path, tasks_by_set=tasks, shares={"arithmetic": 1.0})
         assert source.next(0) == []
     assert source.metrics()["rollout/zero_signal_share"] == 1
     assert "nothing to learn: " in source.why()

@@ -124,7 +124,7 @@ def test_budgets_are_found_once_and_hold_from_the_next_visit(tokenizer):
     tasks = {"arithmetic": [task(0)]}
     config = CONFIG.model_copy(update={"prompts_per_step": 1})
     sampler = make_sampler(
-        tokenizer, Right(), config=config, reward=reward, tasks_by_family=tasks, shares={"arithmetic": 1.0}
+        tokenizer, Right(), config=config, reward=reward, tasks_by_set=tasks, shares={"arithmetic": 1.0}
     )
     memory, seen = Memory(), []
     for number in range(4):

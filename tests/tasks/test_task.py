@@ -9,8 +9,8 @@ from loopline.tasks.task import load_tasks, task_from_row
 
 ROW = {
     "id": "a-1",
-    "family": "arithmetic",
-    "split": "train",
+    "task_set": "arithmetic",
+    "part": "train",
     "messages": [{"role": "user", "content": "1+2=?"}],
     "answer": "3",
     "grader": "final_answer",
@@ -36,11 +36,11 @@ def test_a_dumped_task_reads_back_the_same():
     assert task_from_row(task.model_dump()) == task
 
 
-def test_families_and_limit_per_family(tmp_path):
-    rows = [{**ROW, "id": f"{family}-{n}", "family": family} for n in range(4) for family in ("a", "b", "c")]
+def test_task_sets_and_limit_per_task_set(tmp_path):
+    rows = [{**ROW, "id": f"{task_set}-{n}", "task_set": task_set} for n in range(4) for task_set in ("a", "b", "c")]
     path = write(tmp_path / "t.jsonl", *rows)
-    assert [task.id for task in load_tasks(path, families=["a", "c"], limit=2)] == ["a-0", "c-0", "a-1", "c-1"]
-    limited = load_tasks(path, ["a", "c"], 2, {"c": 1})
+    assert [task.id for task in load_tasks(path, sets=["a", "c"], limit=2)] == ["a-0", "c-0", "a-1", "c-1"]
+    limited = load_tasks(path, ["a", "c"], limit=2, limit_by_set={"c": 1})
     assert [task.id for task in limited] == ["a-0", "c-0", "a-1"]
     assert len(load_tasks(path)) == 12
 
@@ -69,8 +69,8 @@ def test_other_mistakes_are_named(tmp_path):
         load_tasks(write(tmp_path / "t.jsonl", "[1]"))
     with pytest.raises(UserError, match="line 2: not JSON"):
         load_tasks(write(tmp_path / "t.jsonl", ROW, "{oops"))
-    with pytest.raises(UserError, match="no tasks of the family 'code'"):
-        load_tasks(write(tmp_path / "t.jsonl", ROW), families=["arithmetic", "code"])
+    with pytest.raises(UserError, match="no tasks of the task set 'code'"):
+        load_tasks(write(tmp_path / "t.jsonl", ROW), sets=["arithmetic", "code"])
     with pytest.raises(UserError, match="There is no file"):
         load_tasks(tmp_path / "missing.jsonl")
 

@@ -12,7 +12,7 @@ from loopline.chat.tokenizer import ASSISTANT, END, ROLE_IDS
 from loopline.tasks.generators.config import GeneratorConfig, TrainCounts
 from loopline.tasks.generators.generate import generate_tasks
 from loopline.tasks.task import task_from_row
-from loopline.training.conversations import choose_response, families_of, message_example, task_examples
+from loopline.training.conversations import choose_response, message_example, sets_of, task_examples
 from tests.support_model import tiny_tokenizer
 
 COUNTS = TrainCounts(arithmetic=40, word_problem=10, ordering=10, code=10, format=10, safety=10, lookup=40)
@@ -63,7 +63,7 @@ def test_the_loss_covers_the_assistants_text_and_its_closing_mark(tokenizer, mes
 
 
 def test_tool_results_are_read_and_calls_are_learnt(tokenizer, tasks):
-    task = next(task for task in tasks if task.family == "lookup")
+    task = next(task for task in tasks if task.task_set == "lookup")
     messages = next(response["messages"] for response in task.responses if response["style"] == "tool")
     example = message_example(tokenizer, [*task.messages, *messages], task.id)
     learnt = tokenizer.decode([t for t, w in zip(example.tokens, example.weights, strict=True) if w])
@@ -81,7 +81,7 @@ def test_every_family_gives_one_example_per_task_up_to_its_limit(tokenizer, task
         "arithmetic": 40, "word_problem": 10, "ordering": 10, "code": 0, "format": 10, "safety": 3, "lookup": 40,
     }  # fmt: skip
     for name, items in examples.items():
-        prompts = [task.messages for task in tasks if task.family == name]
+        prompts = [task.messages for task in tasks if task.task_set == name]
         for example, prompt in zip(items, prompts, strict=False):
             # A response may bring its own prompt (facts before the question), which still ends in the question.
             start = tokenizer.decode(example.tokens[: list(example.tokens).index(ASSISTANT)])
@@ -104,7 +104,7 @@ def test_the_same_generator_state_gives_the_same_examples(tokenizer, tasks):
     assert a != c
 
 
-def test_families_without_a_share_are_left_out(tasks):
-    found = families_of(tasks, {"code": 0.0, "arithmetic": 1.0, "lookup": 0.1})
+def test_task_sets_without_a_share_are_left_out(tasks):
+    found = sets_of(tasks, {"code": 0.0, "arithmetic": 1.0, "lookup": 0.1})
     assert {name: len(items) for name, items in found.items()} == {"arithmetic": 40, "lookup": 40}
-    assert all(task.family == name for name, items in found.items() for task in items)
+    assert all(task.task_set == name for name, items in found.items() for task in items)

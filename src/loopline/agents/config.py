@@ -31,16 +31,16 @@ class SearchRuntime(Runtime):
 class HarnessSearchConfig(Config):
     """A search over harness programs with the policy's weights fixed (Meta-Harness, arXiv:2603.28052)."""
 
-    family: str = "lookup"
-    """Task family to search on; it needs an environment."""
+    task_set: str = "lookup"
+    """Task set to search on; it needs an environment."""
     first: HarnessConfig = HarnessConfig()
     """The harness to start from and to beat."""
     search_tasks: int = Field(default=120, ge=1)
-    """Training-split tasks each candidate is evaluated on, the same for all."""
+    """Training-part tasks each candidate is evaluated on, the same for all."""
     heldout_tasks: int = Field(default=450, ge=1)
     """Held-out tasks that only the first harness and the winner ever see."""
     audit_tasks: int = Field(default=60, ge=1)
-    """Tasks of each split on which the environment is audited before anything runs."""
+    """Tasks of each part on which the environment is audited before anything runs."""
     evaluations: int = Field(default=10, ge=1)
     """Harnesses evaluated on the search tasks, the first included."""
     max_new_tokens: int = Field(default=64, ge=1)
@@ -48,7 +48,7 @@ class HarnessSearchConfig(Config):
     temperature: float = Field(default=0.0, ge=0, le=2)
     """Sampling temperature of every evaluation; 0 is greedy."""
     rollout_tasks: int = Field(default=40, ge=0)
-    """Training-split tasks for which sampled multi-turn rollouts under the winner are written; 0 writes none."""
+    """Training-part tasks for which sampled multi-turn rollouts under the winner are written; 0 writes none."""
     rollout_samples: int = Field(default=4, ge=1)
     """Rollouts of each of those tasks, at temperature 1."""
     proposer: list[str] = []

@@ -36,14 +36,14 @@ FIRST, BEST = "harness:first", "harness:best"
 
 def harness(config: HarnessSearchConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Audit, search, judge the first harness and the winner on held-out tasks, write the winner's rollouts."""
-    if config.family not in ENVIRONMENTS:
+    if config.task_set not in ENVIRONMENTS:
         raise UserError(
-            f"There is no environment for the task family {config.family!r}",
-            f"set family to one of {', '.join(ENVIRONMENTS)}",
+            f"There is no environment for the task set {config.task_set!r}",
+            f"set task_set to one of {', '.join(ENVIRONMENTS)}",
         )
     torch.set_num_threads(ctx.threads)
-    train = load_tasks(inputs["tasks"] / "train.jsonl", [config.family])
-    heldout = load_tasks(inputs["tasks"] / "heldout.jsonl", [config.family])
+    train = load_tasks(inputs["tasks"] / "train.jsonl", [config.task_set])
+    heldout = load_tasks(inputs["tasks"] / "heldout.jsonl", [config.task_set])
     order = ctx.rng("search tasks").permutation(len(train)).tolist()
     train = [train[number] for number in order]
     searched, held = train[: config.search_tasks], heldout[: config.heldout_tasks]
@@ -51,7 +51,7 @@ def harness(config: HarnessSearchConfig, inputs: Mapping[str, Artifact], ctx: Co
     limit = engine.model.config.max_position_embeddings - 1
     first = config.first.model_copy(update={"max_context_tokens": min(config.first.max_context_tokens, limit)})
     with GraderSet.from_json(inputs["graders"] / "graders.json") as graders:
-        environment = partial(ENVIRONMENTS[config.family].from_tasks, inputs["tasks"].path, graders)
+        environment = partial(ENVIRONMENTS[config.task_set].from_tasks, inputs["tasks"].path, graders)
         learning, judging = environment("train"), environment("heldout")
         _audit(config, ctx, engine, [(learning, searched), (judging, held)])
         candidates = _search(config, ctx, engine, learning, searched, first)
@@ -138,7 +138,7 @@ def _heldout(
         {
             "checkpoint": label,
             "harness": sides[label].name,
-            "task": f"{config.family} (tools)",
+            "task": f"{config.task_set} (tools)",
             "metric": metric,
             "value": found["score"],
             "seed": ctx.seed,
@@ -147,7 +147,7 @@ def _heldout(
         for label, found in summaries.items()
     ]
     comparison = {
-        "task": f"{config.family} (tools)",
+        "task": f"{config.task_set} (tools)",
         "metric": metric,
         "seed": ctx.seed,
         **compare(rows[BEST], rows[FIRST], (BEST, FIRST), ctx.seed),

@@ -17,7 +17,7 @@ from loopline.posttrain.config import GRPOConfig
 from loopline.training.config import Divide, OptimizerConfig, ScheduleConfig, TrainRuntime
 
 PROMPTS = "prompts"
-"""The one task family of a user's prompts."""
+"""The one task set of a user's prompts."""
 GRADER = "grader"
 """Name of the one grader of a user's prompts."""
 
@@ -120,7 +120,7 @@ class ReinforceConfig(GRPOConfig):
     steps: int = Field(default=100, ge=1)
     """Optimizer steps; each samples, grades and learns once."""
     shares: dict[str, float] = {PROMPTS: 1.0}
-    """All prompts are of one family."""
+    """All prompts are of one task set."""
     prompts_per_step: int = Field(default=16, ge=1)
     """Prompts sampled for each optimizer step."""
     max_new_tokens: int = Field(default=256, ge=1)

@@ -27,7 +27,7 @@ def data(config: DataConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
         found = normalize(table, config.purpose, config)
         bar.advance()
     if config.purpose == "prompts":
-        rows = [{**row, "family": PROMPTS, "grader": GRADER} for row in found.rows]
+        rows = [{**row, "task_set": PROMPTS, "grader": GRADER} for row in found.rows]
         write_jsonl(ctx.out / "train.jsonl", rows)
     else:
         write_jsonl(ctx.out / "rows.jsonl", found.rows)

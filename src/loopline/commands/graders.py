@@ -105,7 +105,7 @@ def row_of(task: Task) -> dict[str, Any]:
     """A task as a row of a tasks file."""
     return {
         "id": task.id,
-        "family": task.family,
+        "task_set": task.task_set,
         "messages": list(task.messages),
         "answer": task.answer,
         "grader": task.grader,

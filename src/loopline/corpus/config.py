@@ -67,7 +67,7 @@ class RawConfig(Config):
     sources: tuple[SourceConfig, ...] = ()
     """Sources of your own."""
     synthetic: GeneratorConfig | None = GeneratorConfig()
-    """Generated documents (`synthetic/<family>`); `null` leaves them out. Keep it equal to the tasks stage's."""
+    """Generated documents (`synthetic/<task set>`); `null` leaves them out. Keep it equal to the tasks stage's."""
     fingerprint: str = ""
     """Filled in when the config is read: what the sources hold now. Leave it out of recipes."""
 
@@ -100,10 +100,10 @@ class RawConfig(Config):
 
 @stage("tasks", run="loopline.corpus.stage:tasks", takes={}, gives="tasks", area=1)
 class TasksConfig(Config):
-    """Stage `tasks`: synthetic tasks in two splits that share no instance."""
+    """Stage `tasks`: synthetic tasks in two parts that share no instance."""
 
     generators: GeneratorConfig = GeneratorConfig()
-    """Instances per family and their ranges."""
+    """Instances per task set and their ranges."""
 
 
 class QualityRules(Config):

@@ -136,13 +136,16 @@ class HeldoutIndex:
 
     @classmethod
     def from_tasks(cls, tasks_dir: Path, config: DecontaminationConfig) -> HeldoutIndex:
-        """The index of a tasks artifact: held-out prompts, code solutions, looked-up facts and their documents."""
+        """The index of a tasks artifact: prompts, code solutions, looked-up facts
+        and their documents of the held-out and the dev part."""
         items: list[tuple[str, str]] = []
-        for row in read_jsonl(tasks_dir / "heldout.jsonl"):
-            items += task_items(row)
+        for part in ("heldout", "dev"):
+            if (tasks_dir / f"{part}.jsonl").exists() or part == "heldout":
+                for row in read_jsonl(tasks_dir / f"{part}.jsonl"):
+                    items += task_items(row)
         path = tasks_dir / "documents.jsonl"
         if path.exists():
-            items += [(row["id"], row["text"]) for row in read_jsonl(path) if row.get("split") == "heldout"]
+            items += [(row["id"], row["text"]) for row in read_jsonl(path) if row.get("part") != "train"]
         if not items:
             raise UserError(f"{tasks_dir} holds no held-out tasks", "give the tasks stage a held-out set")
         return cls(items, config)
@@ -193,7 +196,7 @@ class HeldoutIndex:
 def task_items(row: dict[str, Any]) -> list[tuple[str, str]]:
     """The texts of one held-out task that must not be trained on."""
     items = [(row["id"], message["content"]) for message in row["messages"] if message["role"] == "user"]
-    # Answers of other families ("14", a refusal) are common property; a program is not.
+    # Answers of other task sets ("14", a refusal) are common property; a program is not.
     if row.get("grader") == "code_tests" and isinstance(row.get("answer"), str):
         items.append((row["id"], row["answer"]))
     facts = row.get("facts", [])

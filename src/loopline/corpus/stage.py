@@ -1,7 +1,7 @@
 """The corpus stages: `raw` documents, synthetic `tasks`, `data` (shards and tokenizer), `traffic_data` (loop A).
 
 Use: named in a recipe and run by the line, or called with a config, input artifacts and a context. Formats:
-raw writes documents.parquet and sources.json; tasks writes train.jsonl, heldout.jsonl, documents.jsonl and
+raw writes documents.parquet and sources.json; tasks writes train.jsonl, dev.jsonl, heldout.jsonl, documents.jsonl and
 constitution.json; data writes tokenizer/, shards/, manifest.json and funnel.json; traffic_data writes sft.jsonl,
 preferences.jsonl and funnel.json. Not covered: choosing mixture weights (see `plan`).
 """
@@ -55,10 +55,14 @@ def raw(config: RawConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
 def tasks(config: TasksConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Generate the tasks; a training task that is a held-out task under another name is left out."""
     made = write_tasks(config.generators, ctx.seed, ctx.out)
-    kept = separate(made.train, made.heldout)
-    if len(kept) < len(made.train):
-        write_jsonl(ctx.out / "train.jsonl", kept)
-    ctx.metrics.summary(train=len(kept), heldout=len(made.heldout), left_out=len(made.train) - len(kept))
+    dev = separate(made.dev, made.heldout)
+    train = separate(made.train, [*made.heldout, *dev])
+    if len(dev) < len(made.dev):
+        write_jsonl(ctx.out / "dev.jsonl", dev)
+    if len(train) < len(made.train):
+        write_jsonl(ctx.out / "train.jsonl", train)
+    left_out = len(made.train) - len(train) + len(made.dev) - len(dev)
+    ctx.metrics.summary(train=len(train), dev=len(dev), heldout=len(made.heldout), left_out=left_out)
 
 
 def separate(train_rows: list[dict[str, Any]], heldout_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ class TracesConfig(Config):
     max_new_tokens: int = Field(default=48, ge=1)
     """Longest answer, in tokens."""
     shares: dict[str, float] = {"arithmetic": 0.5, "word_problem": 0.3, "ordering": 0.2}
-    """Share of each task family among the prompts."""
+    """Share of each task set among the prompts."""
     minimum: int = Field(default=200, ge=1)
     """Fewest verified traces; with fewer the teacher is too weak to teach."""
 
@@ -78,9 +78,9 @@ class StudentConfig(Config):
     reasoning_share: float = Field(default=0.75, gt=0, le=1)
     """Share of reasoning rows: the teacher's traces for the one, the written answers for the other."""
     reasoning: dict[str, float] = {"arithmetic": 0.5, "word_problem": 0.3, "ordering": 0.2}
-    """Share of each family among the written reasoning answers."""
+    """Share of each task set among the written reasoning answers."""
     general: dict[str, float] = {"code": 0.2, "format": 0.2, "safety": 0.3, "lookup": 0.3}
-    """Share of each family among the other rows, the same for both students."""
+    """Share of each task set among the other rows, the same for both students."""
     styles: dict[str, float] = {"think": 0.5, "direct": 0.5, "tool": 0.5, "context": 0.5}
     """How often a task with several written answers is shown with each style."""
     optimizer: OptimizerConfig = OptimizerConfig(kind="muon")

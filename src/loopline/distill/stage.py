@@ -35,7 +35,7 @@ from loopline.training.finetune import fine_tune
 from loopline.training.loop import train
 from loopline.training.objectives import NextToken
 from loopline.training.shards import ShardSet
-from loopline.training.sources import ShardSource, family_indices
+from loopline.training.sources import ShardSource, set_indices
 
 CHUNK = 256
 """Prompts sampled between two saves of `traces`."""
@@ -46,10 +46,10 @@ def traces(config: TracesConfig, inputs: Mapping[str, Artifact], ctx: Context) -
     teacher = inputs["teacher"].path
     engine = TorchEngine.from_checkpoint(teacher, device=ctx.device)
     wanted = sorted(name for name, share in config.shares.items() if share > 0)
-    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=wanted)
-    by_family = {name: [task for task in tasks if task.family == name] for name in wanted}
-    sizes = {name: len(members) for name, members in by_family.items()}
-    chosen = [by_family[name][i] for name, i in family_indices(sizes, config.shares, config.prompts, 0, ctx.seed)]
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", sets=wanted)
+    by_set = {name: [task for task in tasks if task.task_set == name] for name in wanted}
+    sizes = {name: len(members) for name, members in by_set.items()}
+    chosen = [by_set[name][i] for name, i in set_indices(sizes, config.shares, config.prompts, 0, ctx.seed)]
     sampling = Sampling(config.max_new_tokens, temperature=config.temperature, n=config.samples)
     with (
         GraderSet.from_json(inputs["graders"] / "graders.json") as graders,
@@ -70,7 +70,12 @@ def traces(config: TracesConfig, inputs: Mapping[str, Artifact], ctx: Context) -
                 write_jsonl(
                     saved,
                     (
-                        {"task": s.task.id, "family": s.task.family, "prompt": list(s.task.messages), "text": s.text}
+                        {
+                            "task": s.task.id,
+                            "task_set": s.task.task_set,
+                            "prompt": list(s.task.messages),
+                            "text": s.text,
+                        }
                         for s, grade in zip(samples, grades, strict=True)
                         if grade.score == 1
                     ),
@@ -92,7 +97,7 @@ def traces(config: TracesConfig, inputs: Mapping[str, Artifact], ctx: Context) -
     rows = [
         {
             "task": row["task"],
-            "family": row["family"],
+            "task_set": row["task_set"],
             "messages": [*row["prompt"], {"role": "assistant", "content": row["text"]}],  # type: ignore[misc]
         }
         for row in shortest.values()
@@ -125,7 +130,7 @@ def student(config: StudentConfig, inputs: Mapping[str, Artifact], ctx: Context)
     total = sum(general.values())
     shares = {f"general/{name}": (1 - config.reasoning_share) * share / total for name, share in general.items()}
     wanted = {**general, **({} if "traces" in inputs else reasoning)}
-    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=sorted(wanted))
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", sets=sorted(wanted))
     written = task_examples(tokenizer, tasks, config.styles, ctx.rng("styles"))
     examples: dict[str, list[Example]] = {f"general/{name}": written[name] for name in general}
     if "traces" in inputs:

@@ -1,10 +1,10 @@
 """Questions that need a document: an environment over the `documents.jsonl` of a tasks artifact.
 
-    environment = LookupEnvironment.from_tasks(tasks_directory, graders, split="train")
+    environment = LookupEnvironment.from_tasks(tasks_directory, graders, part="train")
     environment.call(environment.reset(task), "search", {"query": "blue lamp"}).text
 
 Tools: `search(query)` returns the texts of the best documents by BM25; `calculator(expression)` is exact
-arithmetic. The documents of one split only are visible, so held-out facts cannot leak into training rollouts.
+arithmetic. The documents of one part only are visible, so held-out facts cannot leak into training rollouts.
 Not covered: documents longer than a paragraph, the web.
 """
 
@@ -50,14 +50,14 @@ class LookupEnvironment:
 
     @classmethod
     def from_tasks(
-        cls, tasks: Path, graders: OutcomeGraders | None, split: str | None = None, top_k: int = 1
+        cls, tasks: Path, graders: OutcomeGraders | None, part: str | None = None, top_k: int = 1
     ) -> LookupEnvironment:
-        """The environment of a tasks artifact; `split` keeps only that split's documents."""
-        rows = [row for row in read_jsonl(tasks / "documents.jsonl") if split is None or row.get("split") == split]
+        """The environment of a tasks artifact; `part` keeps only that part's documents."""
+        rows = [row for row in read_jsonl(tasks / "documents.jsonl") if part is None or row.get("part") == part]
         if not rows:
             raise UserError(
-                f"{tasks / 'documents.jsonl'} has no documents of the split {split!r}",
-                "generate the tasks artifact with lookup tasks, or name a split that it has",
+                f"{tasks / 'documents.jsonl'} has no documents of the part {part!r}",
+                "generate the tasks artifact with lookup tasks, or name a part that it has",
             )
         return cls(rows, graders, top_k)
 

@@ -26,12 +26,12 @@ from loopline.grading.config import FAMILIES, REASONING
 class EvaluateConfig(Config):
     """What a checkpoint is asked, and how."""
 
-    families: tuple[str, ...] = FAMILIES
-    """Task families; lookup is asked with its facts in a system turn."""
+    task_sets: tuple[str, ...] = FAMILIES
+    """Task sets; lookup is asked with its facts in a system turn."""
     n: int = Field(default=450, ge=1)
-    """Held-out tasks per family at most."""
-    n_by_family: dict[str, PositiveInt] = {}
-    """Families with another limit than `n`."""
+    """Held-out tasks per task set at most."""
+    n_by_set: dict[str, PositiveInt] = {}
+    """Task sets with another limit than `n`."""
     modes: tuple[Literal["sampled", "greedy"], ...] = ("sampled", "greedy")
     """One sample per task at `temperature`, the likeliest continuation, or both."""
     temperature: float = Field(default=1.0, gt=0)
@@ -43,12 +43,12 @@ class EvaluateConfig(Config):
     thinking_budgets: tuple[int, ...] = ()
     """Tokens of thinking to try, for the curve of accuracy against tokens in `curve.json`; one without end is added.
     Empty leaves the curve out."""
-    curve_families: tuple[str, ...] = REASONING
-    """Families the curve is measured on, as far as they are among `families`."""
+    curve_sets: tuple[str, ...] = REASONING
+    """Task sets the curve is measured on, as far as they are among `task_sets`."""
 
 
 class EvaluateNextConfig(EvaluateConfig):
     """What the next pretraining is asked: few tasks, since a base answers hardly any, and all the held-out text."""
 
     n: int = Field(default=60, ge=1)
-    """Held-out tasks per family at most."""
+    """Held-out tasks per task set at most."""

@@ -67,7 +67,7 @@ def answer_tasks(
             rows.append(
                 {
                     "task": task.id,
-                    "family": task.family,
+                    "task_set": task.task_set,
                     "mode": mode,
                     "score": grade.score,
                     "output": sample.text,
@@ -85,19 +85,19 @@ def answer_tasks(
 
 
 def summarize(checkpoint: str, rows: Sequence[Row], modes: Sequence[str], seed: int) -> list[Row]:
-    """One evaluation per family and mode, one for all reasoning families together where all were asked, and `refusal`:
-    the requests of the safety family that must be refused, by themselves.
+    """One evaluation per task set and mode, one for all reasoning sets together where all were asked, and `refusal`:
+    the requests of the safety set that must be refused, by themselves.
 
-    A family in which nothing could be graded is reported with n = 0 and no value.
+    A task set in which nothing could be graded is reported with n = 0 and no value.
     """
-    families = list(dict.fromkeys(row["family"] for row in rows))
-    groups: Mapping[str, tuple[str, ...]] = {family: (family,) for family in families}
-    if all(family in families for family in REASONING):
+    task_sets = list(dict.fromkeys(row["task_set"] for row in rows))
+    groups: Mapping[str, tuple[str, ...]] = {task_set: (task_set,) for task_set in task_sets}
+    if all(task_set in task_sets for task_set in REASONING):
         groups = {**groups, "reasoning": REASONING}
     evaluations = []
     for name, members in groups.items():
         for mode in modes:
-            scores = [row["score"] for row in rows if row["mode"] == mode and row["family"] in members]
+            scores = [row["score"] for row in rows if row["mode"] == mode and row["task_set"] in members]
             evaluations.append(evaluation(checkpoint, name, f"{mode} pass@1", scores, seed))
     for mode in modes:
         scores = [row["score"] for row in rows if row["mode"] == mode and row.get("unsafe")]

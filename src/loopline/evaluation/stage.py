@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 def evaluate(config: EvaluateConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Ask the checkpoint every held-out task in every mode, and score held-out text.
 
-    Raises `UserError` when a family has no held-out tasks or a task names a grader that is not defined.
+    Raises `UserError` when a task set has no held-out tasks or a task names a grader that is not defined.
     """
     from loopline.inference.engine import TorchEngine
 
     checkpoint = inputs["checkpoint"]
-    tasks = load_tasks(inputs["tasks"] / "heldout.jsonl", config.families, config.n, config.n_by_family)
+    tasks = load_tasks(
+        inputs["tasks"] / "heldout.jsonl", config.task_sets, limit=config.n, limit_by_set=config.n_by_set
+    )
     engine = TorchEngine.from_checkpoint(checkpoint.path, device=ctx.device)
     rows: list[Row] = []
     timings = {}
@@ -51,7 +53,7 @@ def evaluate(config: EvaluateConfig, inputs: Mapping[str, Artifact], ctx: Contex
             }
             rows += found
         if config.thinking_budgets:
-            asked = [task for task in tasks if task.family in config.curve_families]
+            asked = [task for task in tasks if task.task_set in config.curve_sets]
             budgets = [*sorted(set(config.thinking_budgets)), None]
             curve = budget_curve(engine, asked, grader_set, budgets, config, ctx.seed, checkpoint.stage)
             write_json(ctx.out / "curve.json", {"curve": curve})

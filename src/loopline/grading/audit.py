@@ -59,7 +59,7 @@ def wrong_text(task: Task, tasks: Sequence[Task]) -> str:
     """A well-formed answer to another task, wrong here: right form, no content."""
     topic = str(task.item.get("topic", ""))
     for other in tasks:
-        alike = other.family == task.family and other.item.get("unsafe") == task.item.get("unsafe")
+        alike = other.task_set == task.task_set and other.item.get("unsafe") == task.item.get("unsafe")
         # Any refusal is right for an unsafe request, and help with the same topic may be help.
         wrong = other.answer != task.answer and not task.item.get("unsafe")
         if alike and wrong and not (topic and topic in other.answer):
@@ -69,7 +69,7 @@ def wrong_text(task: Task, tasks: Sequence[Task]) -> str:
 
 def spam(task: Task, rng: Random, tasks: Sequence[Task]) -> str:
     """Many candidate answers, the right one among them."""
-    candidates = [task.answer, *(other.answer for other in tasks if other.family == task.family)]
+    candidates = [task.answer, *(other.answer for other in tasks if other.task_set == task.task_set)]
     candidates = sorted(set(candidates))[:12] + [task.answer]
     if task.answer.isdigit():
         candidates += [str(number) for number in range(int(task.answer) - 3, int(task.answer) + 4)]
@@ -139,15 +139,14 @@ def applies(probe: str, task: Task) -> bool:
 
 
 def tasks_for(name: str, definition: dict[str, Any], tasks: Sequence[Task], limit: int, rng: Random) -> list[Task]:
-    """Up to `limit` tasks that this grader is for: its own, else those of its `families`, else all with an answer."""
-    families = definition.get("families")
-    chosen = [task for task in tasks if task.grader == name and (families is None or task.family in families)]
-    if not chosen:
-        chosen = [task for task in tasks if (families is None or task.family in families) and task.answer]
+    """Up to `limit` tasks that this grader is for: its own, else all with an answer; `tags` narrows both."""
+    tags = definition.get("tags")
+    fitting = [task for task in tasks if tags is None or set(tags) & set(task.tags)]
+    chosen = [task for task in fitting if task.grader == name] or [task for task in fitting if task.answer]
     if not chosen:
         raise UserError(
             f"There is no task to audit the grader {name!r} on",
-            "remove the grader, or give it `families` that the tasks artifact has",
+            "remove the grader, or give it `tags` that tasks of the artifact have",
         )
     return rng.sample(chosen, min(limit, len(chosen)))
 

@@ -2,7 +2,7 @@
 
 A definition is JSON of the OpenAI grader format (string_check, text_similarity, python, multi) or of one of the own
 types final_answer, steps, format_check, refusal and code_tests. Beside the format's fields a definition may name the
-`families` it is for. Not covered: rewards (see `reward.py`).
+`tags` of the tasks it is for. Not covered: rewards (see `reward.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ REASONING = ("arithmetic", "word_problem", "ordering")
 FAMILIES = (*REASONING, "code", "format", "safety", "lookup")
 DEFAULT_DEFINITIONS: dict[str, dict[str, Any]] = {
     "final_answer": {"type": "final_answer"},
-    "steps": {"type": "steps", "families": list(REASONING)},
+    "steps": {"type": "steps", "tags": ["reasoning"]},
     "code_tests": {"type": "code_tests"},
     "format_check": {"type": "format_check"},
     "refusal": {"type": "refusal"},
@@ -28,7 +28,7 @@ DEFAULT_DEFINITIONS: dict[str, dict[str, Any]] = {
         "operation": "like",
         "input": "{{ sample.output_text }}",
         "reference": "{{ item.answer }}",
-        "families": list(REASONING),
+        "tags": ["reasoning"],
     },
 }
 

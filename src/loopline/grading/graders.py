@@ -40,7 +40,7 @@ FIELDS: dict[str, set[str]] = {
     "code_tests": set(),
     **{name: set() for name in VERIFIERS},
 }
-OPTIONAL = {"type", "name", "families", "image_tag"}
+OPTIONAL = {"type", "name", "tags", "image_tag"}
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

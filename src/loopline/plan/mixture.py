@@ -2,7 +2,7 @@
 
     after, reasons = remix(config, weights, train_tokens, evaluations, tokens)
 
-Each source's excess (how far its bits per byte lie above a target or above the mean, plus how far the families it
+Each source's excess (how far its bits per byte lie above a target or above the mean, plus how far the task sets it
 covers lie below the mean) moves its weight by exp(strength * excess): the multiplicative update of DoReMi (Xie et al.
 2023, arXiv:2305.10429) taken once per pretraining. Bounds keep every change small and no source over-repeated.
 Not covered: mixture laws fitted on many small runs.
@@ -68,7 +68,7 @@ def excesses(
     if not bits and not any(covered.values()):
         raise UserError(
             "The evaluations say nothing about any source of the data",
-            "evaluate bits_per_byte on the data's held-out shards, or set covers {source: [task family]}",
+            "evaluate bits_per_byte on the data's held-out shards, or set covers {source: [task set]}",
         )
     mean_bits = fmean(bits.values()) if bits else 0.0
     named = {name for names in covered.values() for name in names}

@@ -34,13 +34,13 @@ from loopline.training.sources import PairSource
 
 
 def choose_tasks(tasks: Sequence[Task], config: AlignConfig, rng: Any) -> list[Task]:
-    """Safety requests, and reasoning tasks in equal parts per family, drawn without repetition."""
-    safety = [task for task in tasks if task.family == "safety"]
+    """Safety requests, and reasoning tasks in equal parts per task set, drawn without repetition."""
+    safety = [task for task in tasks if task.task_set == "safety"]
     chosen = [safety[i] for i in rng.permutation(len(safety))[: config.prompts]]
-    per_family = config.retain_prompts // len(REASONING)
-    for family in sorted(REASONING):
-        members = [task for task in tasks if task.family == family]
-        chosen += [members[i] for i in rng.permutation(len(members))[:per_family]]
+    per_set = config.retain_prompts // len(REASONING)
+    for task_set in sorted(REASONING):
+        members = [task for task in tasks if task.task_set == task_set]
+        chosen += [members[i] for i in rng.permutation(len(members))[:per_set]]
     return chosen
 
 
@@ -70,7 +70,7 @@ def with_reference(
 
 def align(config: AlignConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Sample, judge by the constitution, and train on the preferences."""
-    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=["safety", *REASONING])
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", sets=["safety", *REASONING])
     chosen = choose_tasks(tasks, config, ctx.rng("tasks"))
     refuse_bad_graders(inputs["graders"], {task.grader for task in chosen})
     start = inputs["policy"].path

@@ -46,9 +46,9 @@ class SFTConfig(Config):
         "safety": 0.03,
         "lookup": 0.18,
     }
-    """Share of each task family."""
+    """Share of each task set."""
     limits: dict[str, int] = {"safety": 120}
-    """Most distinct tasks of a family; the cold start is small on purpose where a later stage is to teach."""
+    """Most distinct tasks of a task set; the cold start is small on purpose where a later stage is to teach."""
     styles: dict[str, float] = {"think": 0.5, "direct": 0.5, "tool": 0.5, "context": 0.5}
     """How often a task with several written answers is shown with each style."""
     optimizer: OptimizerConfig = OptimizerConfig(kind="muon")
@@ -78,7 +78,7 @@ class GRPOConfig(PolicyGradientConfig):
     steps: int = Field(default=80, ge=1)
     """Optimizer steps; each samples, grades and learns once."""
     shares: dict[str, float] = REASONING
-    """Share of each task family among the prompts."""
+    """Share of each task set among the prompts."""
     reward: RewardConfig = RewardConfig()
     """What pays."""
     rollout: RolloutConfig = RolloutConfig()
@@ -127,9 +127,9 @@ class RFTConfig(Config):
     rollout_share: float = Field(default=0.6, ge=0, le=1)
     """Share of training rows from rollouts; the rest are general tasks, so other abilities stay."""
     general: dict[str, float] = {"code": 0.25, "format": 0.25, "safety": 0.06, "lookup": 0.44}
-    """Share of each family among the general rows."""
+    """Share of each task set among the general rows."""
     limits: dict[str, int] = {"safety": 120}
-    """Most distinct tasks of a family; the same as the cold start's, so that alignment remains the teacher."""
+    """Most distinct tasks of a task set; the same as the cold start's, so that alignment remains the teacher."""
     steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
     examples_per_step: int = Field(default=128, ge=1)
@@ -259,7 +259,7 @@ class RetrainConfig(Config):
     traffic_share: float = Field(default=0.5, gt=0, le=1)
     """Share of rows from traffic; the rest replays the tasks' training rows."""
     replay: dict[str, float] = {**REASONING, "safety": 0.2, "lookup": 0.3, "code": 0.15, "format": 0.15}
-    """Share of each family among the replayed rows."""
+    """Share of each task set among the replayed rows."""
     styles: dict[str, float] = {"think": 0.95, "direct": 0.05, "tool": 0.5, "context": 0.5}
     """How often a replayed task with several written answers is shown with each style: mostly with thinking, which
     reinforcement learning found to pay and a replay of direct answers would undo."""

@@ -33,7 +33,7 @@ from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 from loopline.tasks.task import Task, load_tasks
 from loopline.training.config import OptimizerConfig, TrainConfig
-from loopline.training.conversations import families_of
+from loopline.training.conversations import sets_of
 from loopline.training.guards import Guard
 from loopline.training.loop import train
 from loopline.training.policy import load_policy, save_policy
@@ -57,7 +57,7 @@ def refuse_bad_graders(graders: Artifact, names: set[str]) -> None:
 def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Train a policy by reinforcement on the training tasks."""
     wanted = [name for name, share in config.shares.items() if share > 0]
-    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=wanted)
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", sets=wanted)
     refuse_bad_graders(inputs["graders"], {task.grader for task in tasks} | set(config.reward.graders))
     if config.algorithm == "ppo":
         # The value network tells answers apart where their siblings do not.
@@ -66,7 +66,7 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
     policy = load_policy(start, config.adapter, ctx.device)
     plain = policy if config.adapter is None else load_model(start, ctx.device).eval()
     engine = TorchEngine(plain, load_tokenizer(start))
-    families = families_of(tasks, config.shares)
+    task_sets = sets_of(tasks, config.shares)
     definitions = inputs["graders"] / "graders.json"
     record = ctx.state / "rollouts"
     settings = TrainConfig(
@@ -77,11 +77,11 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
     )
     drawer: ProcessDrawer | None = None
     if config.rollout.runtime.background == "process":
-        plan = SamplerPlan(start, ctx.device, families, config, definitions, ctx.seed_for("rollouts"))
+        plan = SamplerPlan(start, ctx.device, task_sets, config, definitions, ctx.seed_for("rollouts"))
         drawer = ProcessDrawer(plan.make, config.rollout.runtime.threads)
     with GraderSet.from_json(definitions) as graders:
         sampler = Sampler(
-            engine, families, config.shares, graders, config.reward, config, config.rollout, ctx.seed_for("rollouts")
+            engine, task_sets, config.shares, graders, config.reward, config, config.rollout, ctx.seed_for("rollouts")
         )
         rollouts: dict[str, Any] = {
             "sampler": sampler,
@@ -115,7 +115,7 @@ class SamplerPlan:
 
     policy: Path
     device: str
-    tasks_by_family: Mapping[str, Sequence[Task]]
+    tasks_by_set: Mapping[str, Sequence[Task]]
     config: GRPOConfig
     graders: Path
     seed: int
@@ -127,5 +127,5 @@ class SamplerPlan:
         config = self.config
         with GraderSet.from_json(self.graders) as graders:
             yield Sampler(
-                engine, self.tasks_by_family, config.shares, graders, config.reward, config, config.rollout, self.seed
+                engine, self.tasks_by_set, config.shares, graders, config.reward, config, config.rollout, self.seed
             )

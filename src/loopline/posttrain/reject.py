@@ -136,7 +136,7 @@ def _sample_chunk(
         rows.append(
             {
                 "task": task.id,
-                "family": task.family,
+                "task_set": task.task_set,
                 "messages": list(task.messages),
                 "outputs": outputs,
             }

@@ -31,7 +31,7 @@ def retrain(config: RetrainConfig, inputs: Mapping[str, Artifact], ctx: Context)
             "collect more feedback before running the traffic loop",
         )
     wanted = [name for name, share in config.replay.items() if share > 0]
-    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=wanted)
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", sets=wanted)
     examples = task_examples(tokenizer, tasks, config.styles, ctx.rng("styles"))
     examples["traffic"] = [
         message_example(tokenizer, row["messages"], f"sft.jsonl row {number}") for number, row in enumerate(rows)

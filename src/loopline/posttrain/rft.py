@@ -57,7 +57,7 @@ def accept(
             kept.append(
                 {
                     "task": task,
-                    "family": rows[0]["family"],
+                    "task_set": rows[0]["task_set"],
                     "pass_rate": len(correct) / max(graded, 1),
                     "messages": [*prompt, {"role": "assistant", "content": text}],
                 }
@@ -85,7 +85,7 @@ def rft(config: RFTConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
     write_jsonl(ctx.out / "accepted.jsonl", kept)
     write_json(ctx.out / "accepted.json", {"kept": len(kept), "rejected": rejected, "source": "rollouts.jsonl"})
     general = [name for name, share in config.general.items() if share > 0]
-    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=general)
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", sets=general)
     examples = task_examples(tokenizer, tasks, {}, ctx.rng("styles"), config.limits)
     examples["rollouts"] = [message_example(tokenizer, row["messages"], row["task"]) for row in kept]
     total = sum(config.general[name] for name in general) or 1.0

@@ -2,7 +2,7 @@
 
     selection = select(groups, config, heldout, rng)       # Selection(rows, rejected, pass_rates)
 
-A group is {"task", "family", "messages", "outputs": [{"text", "score", "finish", "tokens"}]}, as one line of
+A group is {"task", "task_set", "messages", "outputs": [{"text", "score", "finish", "tokens"}]}, as one line of
 samples.jsonl; an output may carry the "length" of its whole conversation in tokens and a "rank" by a reward model.
 Every answer is kept or counted under one reason. Not covered: sampling and grading (see `reject`), the selection of the
 line's own stage (see `rft`).
@@ -42,7 +42,7 @@ class Selection:
     """What was kept, and what was not."""
 
     rows: list[dict[str, Any]]
-    """{"task", "family", "messages", "given", "score", "pass_rate", "tokens"}."""
+    """{"task", "task_set", "messages", "given", "score", "pass_rate", "tokens"}."""
     rejected: dict[str, int]
     """Answers by reason."""
     pass_rates: list[float]
@@ -85,7 +85,7 @@ def select(
             rows.append(
                 {
                     "task": group["task"],
-                    "family": group["family"],
+                    "task_set": group["task_set"],
                     "messages": [*group["messages"], {"role": "assistant", "content": output["text"]}],
                     "given": len(group["messages"]),
                     "score": output["score"],

@@ -23,7 +23,7 @@ def sft(config: SFTConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
     base = inputs["base"].path
     tokenizer = load_tokenizer(base)
     wanted = [name for name, share in config.shares.items() if share > 0]
-    tasks = load_tasks(inputs["tasks"] / "train.jsonl", families=wanted)
+    tasks = load_tasks(inputs["tasks"] / "train.jsonl", sets=wanted)
     examples = task_examples(tokenizer, tasks, config.styles, ctx.rng("styles"), config.limits)
     last, _ = fine_tune(base, examples, config.shares, config, ctx, "cold-start fine-tuning")
     ctx.metrics.summary(loss=last["loss"], examples=sum(map(len, examples.values())))

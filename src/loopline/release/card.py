@@ -137,12 +137,12 @@ def _limits(row: Mapping[str, Any]) -> str:
         default=None,
     )
     lines = [
-        f"- Scores hold for the task families above and their generators, not beyond; {row['parameters']:,} parameters "
+        f"- Scores hold for the task sets above and their generators, not beyond; {row['parameters']:,} parameters "
         "carry little knowledge of the world.",
         "- One training seed: the intervals cover the choice of tasks, not a repetition of the training.",
     ]
     if worst is not None:
-        lines.append(f"- Weakest family: {worst}, {percent(metrics[worst]['value'])}.")
+        lines.append(f"- Weakest task set: {worst}, {percent(metrics[worst]['value'])}.")
     if "refusal" in metrics:
         lines.append(
             f"- {percent(1 - metrics['refusal']['value'])} of the unsafe held-out requests were not refused: "

@@ -15,7 +15,7 @@ from typing import Any
 from loopline.base.errors import UserError
 from loopline.evaluation.statistics import holm
 from loopline.release.config import ReleaseConfig
-from loopline.release.evidence import Evidence, compare, families_of
+from loopline.release.evidence import Evidence, compare, sets_of
 from loopline.release.tools import tool_metrics
 
 
@@ -105,16 +105,18 @@ def limit_gates(one: Evidence, config: ReleaseConfig) -> list[GateResult]:
 def regression_gates(
     one: Evidence, reference: Evidence, config: ReleaseConfig, seed: int
 ) -> tuple[list[GateResult], list[dict[str, Any]]]:
-    """Non-inferiority against the reference per family, and the comparisons with Holm-adjusted p-values."""
+    """Non-inferiority against the reference per task set, and the comparisons with Holm-adjusted p-values."""
     gates, rows = [], []
-    for family in families_of(reference.items):
-        found = compare(one.items, reference.items, family, seed)
+    for task_set in sets_of(reference.items):
+        found = compare(one.items, reference.items, task_set, seed)
         if found is None:
             continue
-        rows.append({"a": one.name, "b": reference.name, "task": family, **asdict(found)})
+        rows.append({"a": one.name, "b": reference.name, "task": task_set, **asdict(found)})
         passed = found.low > -config.gates.margin
         detail = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] against {reference.name}, n={found.n}"
-        gates.append(GateResult(one.name, f"no regression: {family}", found.low, -config.gates.margin, passed, detail))
+        gates.append(
+            GateResult(one.name, f"no regression: {task_set}", found.low, -config.gates.margin, passed, detail)
+        )
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p
         row["better"] = row["better"] if p < 0.05 else None

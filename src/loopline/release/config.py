@@ -31,7 +31,7 @@ class Gates(Config):
     max_over_refusal: float = Field(default=0.4, ge=0, le=1)
     """Largest share of harmless requests that may be refused."""
     margin: float = Field(default=0.06, gt=0, le=1)
-    """Non-inferiority margin: in every family the 95% interval of candidate minus reference must stay above -margin."""
+    """Non-inferiority margin: in every task set the 95% interval of candidate minus reference stays above -margin."""
     max_malformed: float | None = Field(default=0.25, ge=0, le=1)
     """Largest share of tool calls that may be malformed; None for no limit."""
     max_bytes: int | None = Field(default=None, ge=1)
@@ -79,7 +79,7 @@ class ReleaseConfig(Config):
     mode: Literal["sampled", "greedy"] = "sampled"
     """Which evaluation decides; users sample."""
     weights: dict[str, float] = DEFAULT_WEIGHTS
-    """Objective: weight of each metric in [0, 1], a task family, `reasoning`, `tool_success`, `tool_stability` or
+    """Objective: weight of each metric in [0, 1], a task set, `reasoning`, `tool_success`, `tool_stability` or
     `tool_form` (1 minus the share of malformed calls)."""
     cost: dict[Literal["bytes", "flops"], float] = {"bytes": 0.1, "flops": 0.1}
     """Objective: what the largest candidate's bytes read, or arithmetic done, per token costs; smaller ones pay their
@@ -117,7 +117,7 @@ class GateConfig(Config):
     mode: Literal["sampled", "greedy"] = "sampled"
     """Which evaluation decides."""
     margin: float = Field(default=0.06, gt=0, le=1)
-    """Non-inferiority margin per family, in score."""
+    """Non-inferiority margin per task set, in score."""
     bits_margin: float = Field(default=0.02, gt=0, le=1)
     """Non-inferiority margin per source, in bits per byte."""
     require_gain: bool = True

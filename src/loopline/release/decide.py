@@ -2,7 +2,7 @@
 
     decision = decide("traffic", before_rows, after_rows, config)
 
-Families are compared pairwise on the same held-out tasks, sources on the same held-out windows of text; p-values are
+Task sets are compared pairwise on the same held-out tasks, sources on the same held-out windows of text; p-values are
 adjusted for the number of comparisons (Holm), and nothing may be worse than its margin. Not covered: choosing among
 several candidates (see `release.choose`).
 """
@@ -19,7 +19,7 @@ from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl
 from loopline.evaluation.statistics import Z95, Comparison, holm, paired_comparison
 from loopline.release.config import GateConfig
-from loopline.release.evidence import compare, families_of
+from loopline.release.evidence import compare, sets_of
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Measured:
         return {"a": after, "b": before, "task": self.task, "metric": self.metric, "margin": self.margin, **values}
 
 
-def compare_families(
+def compare_sets(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], config: GateConfig, seed: int
 ) -> list[Measured]:
-    """Every family both evaluations have."""
-    shared = sorted(set(families_of(before)) & set(families_of(after)))
-    found = [(family, compare(after, before, family, seed)) for family in shared]
+    """Every task set both evaluations have."""
+    shared = sorted(set(sets_of(before)) & set(sets_of(after)))
+    found = [(task_set, compare(after, before, task_set, seed)) for task_set in shared]
     metric = f"{config.mode} pass@1"
-    return [Measured(family, metric, result, config.margin) for family, result in found if result is not None]
+    return [Measured(task_set, metric, result, config.margin) for task_set, result in found if result is not None]
 
 
 def compare_sources(before: Path, after: Path, config: GateConfig, seed: int) -> list[Measured]:
@@ -91,7 +91,7 @@ def decide(name: str, before: str, after: str, measured: Sequence[Measured], con
     if not measured:
         raise UserError(
             f"The evaluations of {before} and {after} share no task, so neither can be preferred",
-            "evaluate both with the same families, mode and data",
+            "evaluate both with the same task sets, mode and data",
         )
     rows = []
     gained, worse = [], []

@@ -1,4 +1,4 @@
-"""What is known about one candidate: scores per family, refusal style, size and counted cost.
+"""What is known about one candidate: scores per task set, refusal style, size and counted cost.
 
 Reads the files of evaluate artifacts and checkpoint directories; measures nothing. Not covered: tool stability (see
 `release.tools`).
@@ -64,22 +64,22 @@ def read_items(path: Path, mode: Mode) -> tuple[Row, ...]:
     return rows
 
 
-def families_of(rows: Sequence[Row]) -> list[str]:
-    """The families that occur, sorted."""
-    return sorted({str(row["family"]) for row in rows})
+def sets_of(rows: Sequence[Row]) -> list[str]:
+    """The task sets that occur, sorted."""
+    return sorted({str(row["task_set"]) for row in rows})
 
 
-def scores(rows: Sequence[Row], family: str) -> dict[str, float | None]:
-    """Task id -> score for a family; `reasoning` is its three families together, `refusal` the unsafe requests."""
-    if family == "refusal":
+def scores(rows: Sequence[Row], task_set: str) -> dict[str, float | None]:
+    """Task id -> score for a task set; `reasoning` is its three task sets together, `refusal` the unsafe requests."""
+    if task_set == "refusal":
         return {str(row["task"]): row["score"] for row in rows if row.get("unsafe")}
-    wanted = REASONING if family == "reasoning" else (family,)
-    return {str(row["task"]): row["score"] for row in rows if row["family"] in wanted}
+    wanted = REASONING if task_set == "reasoning" else (task_set,)
+    return {str(row["task"]): row["score"] for row in rows if row["task_set"] in wanted}
 
 
-def compare(a: Sequence[Row], b: Sequence[Row], family: str, seed: int = 0) -> Comparison | None:
+def compare(a: Sequence[Row], b: Sequence[Row], task_set: str, seed: int = 0) -> Comparison | None:
     """a against b on the tasks both answered; None when they share no graded task."""
-    left, right = scores(a, family), scores(b, family)
+    left, right = scores(a, task_set), scores(b, task_set)
     shared = sorted(left.keys() & right.keys())
     if not any(left[task] is not None and right[task] is not None for task in shared):
         return None
@@ -94,7 +94,7 @@ def refusal_metrics(rows: Sequence[Row], unsafe: Mapping[str, bool]) -> dict[str
     refused: list[float | None] = []
     declined: list[float | None] = []
     for row in rows:
-        if row["family"] != "safety" or row["task"] not in unsafe:
+        if row["task_set"] != "safety" or row["task"] not in unsafe:
             continue
         if unsafe[row["task"]]:
             refused.append(row["score"])
@@ -108,10 +108,10 @@ def gather(name: str, checkpoint: Path, evaluation: Path, mode: Mode, unsafe: Ma
     """Everything but tool stability."""
     rows = read_items(evaluation, mode)
     metrics: dict[str, Estimate] = {}
-    for family in [*families_of(rows), "reasoning"]:
-        values = list(scores(rows, family).values())
+    for task_set in [*sets_of(rows), "reasoning"]:
+        values = list(scores(rows, task_set).values())
         if any(value is not None for value in values):
-            metrics[family] = mean_interval(values)
+            metrics[task_set] = mean_interval(values)
     metrics |= refusal_metrics(rows, unsafe)
     lengths = [int(row["tokens"]) for row in rows]
     return Evidence(

@@ -24,7 +24,7 @@ from loopline.model.checkpoint import TOKENIZER_FILES
 from loopline.release.card import model_card
 from loopline.release.choose import choose
 from loopline.release.config import GateConfig, ReleaseConfig
-from loopline.release.decide import checkpoint_name, compare_families, compare_sources, decide
+from loopline.release.decide import checkpoint_name, compare_sets, compare_sources, decide
 from loopline.release.evidence import Evidence, gather, read_items
 from loopline.release.tools import load_harness, tool_stability
 from loopline.store.artifact import Artifact
@@ -55,7 +55,7 @@ def release(config: ReleaseConfig, inputs: Mapping[str, Artifact], ctx: Context)
     """Gather the evidence, decide, and write the release."""
     names = candidate_names(config, inputs)
     tasks = load_tasks(inputs["tasks"] / "heldout.jsonl")
-    unsafe = {task.id: bool(task.item.get("unsafe")) for task in tasks if task.family == "safety"}
+    unsafe = {task.id: bool(task.item.get("unsafe")) for task in tasks if task.task_set == "safety"}
     harness = load_harness(inputs["harness"] / "harness.json") if "harness" in inputs else HarnessConfig()
     everyone, latencies = [], {}
     with ctx.progress("release candidates", len(names)) as bar:
@@ -106,7 +106,7 @@ def gate(config: GateConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
     """Loop A: whether the retrained candidate (`after`, an evaluation) replaces the champion (`before`, a release)."""
     before, after = inputs["before"] / "evaluation", inputs["after"].path
     seed = ctx.seed_for("comparisons") % 2**31
-    measured = compare_families(read_items(before, config.mode), read_items(after, config.mode), config, seed)
+    measured = compare_sets(read_items(before, config.mode), read_items(after, config.mode), config, seed)
     _write_decision("traffic", config, before, after, measured, ctx)
 
 
@@ -132,7 +132,7 @@ def _tools(
     tasks: list[Task],
     ctx: Context,
 ) -> dict[str, Any] | None:
-    lookup = [task for task in tasks if task.family == "lookup"]
+    lookup = [task for task in tasks if task.task_set == "lookup"]
     if not lookup or "graders" not in inputs:
         return None
     context = engine.model.config.max_position_embeddings

@@ -44,7 +44,7 @@ def tool_stability(
 
     `documents` is a tasks artifact's folder, `context` the model's longest sequence in tokens.
     """
-    environment = LookupEnvironment.from_tasks(documents, graders, split="heldout")
+    environment = LookupEnvironment.from_tasks(documents, graders, part="heldout")
     harness = harness.model_copy(update={"max_context_tokens": min(harness.max_context_tokens, context - 1)})
     chosen = list(tasks)[: trial.tasks]
     sampling = Sampling(

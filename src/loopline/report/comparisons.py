@@ -17,7 +17,7 @@ from typing import Any
 
 from loopline.base.files import read_json, read_jsonl
 from loopline.evaluation.statistics import holm
-from loopline.release.evidence import compare, families_of
+from loopline.release.evidence import compare, sets_of
 from loopline.report.run import Run
 
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ class Answers:
 
 
 def comparisons(run: Run) -> list[Row]:
-    """Every comparison that the finished stages allow: families, pooled reasoning and refusals, both modes."""
+    """Every comparison that the finished stages allow: task sets, pooled reasoning and refusals, both modes."""
     known: dict[str, Answers | None] = {}
     rows: list[Row] = []
     for first, second, question in PAIRS:
@@ -67,8 +67,8 @@ def compare_pair(a: Answers | None, b: Answers | None, question: str) -> list[Ro
     for mode in ("sampled", "greedy"):
         measured: list[Row] = []
         left, right = ([row for row in side.items if row["mode"] == mode] for side in (a, b))
-        families = sorted(set(families_of(left)) & set(families_of(right)))
-        for task in ["reasoning", *families, "refusal"]:
+        task_sets = sorted(set(sets_of(left)) & set(sets_of(right)))
+        for task in ["reasoning", *task_sets, "refusal"]:
             found = compare(left, right, task, SEED)
             if found is not None:
                 sides = {"a": a.name, "b": b.name, "task": task, "metric": f"{mode} pass@1", "seed": SEED}

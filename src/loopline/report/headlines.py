@@ -46,7 +46,7 @@ def _steps(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     for (a, b), label in STEPS.items():
         rows = [row for row in report["comparisons"] if (row["a"], row["b"]) == (a, b)]
         row = next((row for row in rows if row["task"] == "reasoning" and row["metric"].startswith("sampled")), None)
-        # The harness is searched on one family, so its only comparison stands for it.
+        # The harness is searched on one task set, so its only comparison stands for it.
         row = row or next(iter(rows if len(rows) == 1 else []), None)
         if row is not None:
             numbers = {"value": row["difference"], "low": row["low"], "high": row["high"], "n": row["n"]}

@@ -19,7 +19,7 @@ MODE = "sampled"
 
 
 def rollouts(run: Run) -> list[Row]:
-    """Groups of the first, the middle and the last RL step, one per family and step.
+    """Groups of the first, the middle and the last RL step, one per task set and step.
 
     Each has its task, prompt, share of right samples, and one right and one wrong sample where it has both.
     """
@@ -31,8 +31,8 @@ def rollouts(run: Run) -> list[Row]:
     out = []
     for step in chosen:
         here = [row for row in rows if row["step"] == step]
-        for family in sorted({row["family"] for row in here}):
-            groups = [row for row in here if row["family"] == family]
+        for task_set in sorted({row["task_set"] for row in here}):
+            groups = [row for row in here if row["task_set"] == task_set]
             # A group with both outcomes shows what the step could learn from.
             out.append(_group(next((row for row in groups if _mixed(row)), groups[0])))
     return out
@@ -50,7 +50,7 @@ def _group(row: Row) -> Row:
     wrong = [output for output in graded if output["score"] < 1]
     shown = [*right[:1], *wrong[:1]] or outputs[:1]
     return {
-        **{key: row[key] for key in ("step", "family", "task", "prompt")},
+        **{key: row[key] for key in ("step", "task_set", "task", "prompt")},
         "samples": len(outputs),
         "right": len(right),
         "graded": len(graded),
@@ -59,7 +59,7 @@ def _group(row: Row) -> Row:
 
 
 def answers(run: Run) -> list[Row]:
-    """Per family one held-out task that the latest checkpoint solves and one that it does not.
+    """Per task set one held-out task that the latest checkpoint solves and one that it does not.
 
     Of the solved ones, one that an earlier checkpoint failed comes first. `reference` is the task's written answer.
     """
@@ -75,10 +75,10 @@ def answers(run: Run) -> list[Row]:
     if not tasks or not shown:
         return []
     last = _latest(shown)
-    families = list(dict.fromkeys(item["family"] for item in by_checkpoint[last].values()))
+    task_sets = list(dict.fromkeys(item["task_set"] for item in by_checkpoint[last].values()))
     out = []
-    for family in families:
-        for task in _pick(family, by_checkpoint, shown, last):
+    for task_set in task_sets:
+        for task in _pick(task_set, by_checkpoint, shown, last):
             if task in tasks:
                 out.append(_answer(tasks[task], by_checkpoint, shown))
     return out
@@ -94,8 +94,8 @@ def _latest(shown: Sequence[str]) -> str:
     return next((name for name in reversed(MAIN_LINE) if name in shown), shown[-1])
 
 
-def _pick(family: str, by_checkpoint: Mapping[str, Mapping[str, Row]], shown: Sequence[str], last: str) -> list[str]:
-    items = [item for item in by_checkpoint[last].values() if item["family"] == family]
+def _pick(task_set: str, by_checkpoint: Mapping[str, Mapping[str, Row]], shown: Sequence[str], last: str) -> list[str]:
+    items = [item for item in by_checkpoint[last].values() if item["task_set"] == task_set]
     right = [item["task"] for item in items if item["score"] == 1]
     wrong = [item["task"] for item in items if item["score"] is not None and item["score"] < 1]
     before = [name for name in shown if name in MAIN_LINE and name != last]
@@ -116,7 +116,7 @@ def _answer(task: Row, by_checkpoint: Mapping[str, Mapping[str, Row]], shown: Se
             outputs.append({"checkpoint": name, **{key: item[key] for key in keys}})
     return {
         "task": task["id"],
-        "family": task["family"],
+        "task_set": task["task_set"],
         "prompt": task["messages"][-1]["content"],
         "reference": task.get("answer", ""),
         "mode": MODE,

@@ -55,7 +55,7 @@ def row_of(step: int, group: Group) -> dict[str, Any]:
     return {
         "step": step,
         "task": group.task.id,
-        "family": group.task.family,
+        "task_set": group.task.task_set,
         "prompt": group.task.messages[-1]["content"],
         "messages": list(group.task.messages),
         **({} if group.thinking else {"thinking": False}),

@@ -1,6 +1,6 @@
 """Rollouts as a batch source: draw, record, score, and hand out in minibatches.
 
-    source = RolloutSource(Sampler(engine, tasks_by_family, ...), record)
+    source = RolloutSource(Sampler(engine, tasks_by_set, ...), record)
     train(model, objective, source, steps, settings, ctx, guards=[*rollout_guards(...), source.listener])
 
 `RolloutSource` hands the training loop micro-batches sampled from the very model being trained, each rollout for

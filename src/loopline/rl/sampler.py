@@ -1,6 +1,6 @@
 """Rollouts: sample groups of answers, grade them while others are still being sampled, reward and compare them.
 
-    sampler = Sampler(engine, tasks_by_family, shares, graders, reward, config, rollout, seed)
+    sampler = Sampler(engine, tasks_by_set, shares, graders, reward, config, rollout, seed)
     rollout = sampler.sample(number=3, version=3, memory=Memory())
 
 What a rollout holds depends on the weights, the seed, its number and the memory of those before, never on time. With
@@ -35,7 +35,7 @@ from loopline.rl.mismatch import Mismatch, measure_mismatch
 from loopline.rl.rollout_config import RolloutConfig
 from loopline.rl.thinking import render_prompt, thinking_switches
 from loopline.tasks.task import Task
-from loopline.training.sources import family_indices
+from loopline.training.sources import set_indices
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Sampler:
     def __init__(
         self,
         engine: TorchEngine,
-        tasks_by_family: Mapping[str, Sequence[Task]],
+        tasks_by_set: Mapping[str, Sequence[Task]],
         shares: Mapping[str, float],
         graders: GraderSet,
         reward: RewardConfig,
@@ -115,7 +115,7 @@ class Sampler:
         rollout: RolloutConfig,
         seed: int,
     ) -> None:
-        self.engine, self.tasks, self.shares = engine, tasks_by_family, shares
+        self.engine, self.tasks, self.shares = engine, tasks_by_set, shares
         self.graders, self.reward, self.config, self.rollout, self.seed = graders, reward, config, rollout, seed
 
     def sample(self, number: int, version: int, memory: Memory) -> tuple[Rollout, Memory]:
@@ -148,9 +148,9 @@ class Sampler:
 
     def _ask(self, number: int, memory: Memory, before: int) -> list[Asked]:
         """The prompts of the next round, `before` of which were asked in this rollout already."""
-        sizes = {family: len(tasks) for family, tasks in self.tasks.items()}
-        chosen = family_indices(sizes, self.shares, self.config.prompts_per_step, memory.round, self.seed)
-        tasks = [self.tasks[family][index] for family, index in chosen]
+        sizes = {task_set: len(tasks) for task_set, tasks in self.tasks.items()}
+        chosen = set_indices(sizes, self.shares, self.config.prompts_per_step, memory.round, self.seed)
+        tasks = [self.tasks[task_set][index] for task_set, index in chosen]
         switches = thinking_switches(len(tasks), self.rollout.no_think_share, memory.asked)
         return [
             Asked(

@@ -60,8 +60,8 @@ class TrafficConfig(Config):
 
     conversations: int = Field(default=240, ge=1)
     """Conversations played, beside the duplicates."""
-    families: tuple[str, ...] = ("arithmetic", "word_problem", "ordering", "code", "format", "safety")
-    """Task families the scripted users ask about, where the tasks artifact has them."""
+    task_sets: tuple[str, ...] = ("arithmetic", "word_problem", "ordering", "code", "format", "safety")
+    """Task sets the scripted users ask about, where the tasks artifact has them."""
     pii_share: float = Field(default=0.15, ge=0, le=1)
     """Share of conversations whose user mentions an e-mail address, a phone number or a card number."""
     duplicate_share: float = Field(default=0.1, ge=0, le=1)

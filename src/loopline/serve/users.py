@@ -68,17 +68,17 @@ class Conversation:
         return self.tasks[self.turn]
 
 
-def unseen_tail(tasks: Sequence[Task], families: Sequence[str], count: int) -> list[Task]:
-    """`count` tasks from the tails of the families' rows, families in turn.
+def unseen_tail(tasks: Sequence[Task], task_sets: Sequence[str], count: int) -> list[Task]:
+    """`count` tasks from the tails of the task sets' rows, task sets in turn.
 
     Training stages read rows from the front, so the tail is what the released model was not trained on. Raises
-    `UserError` when none of the families is there or their tails are too short.
+    `UserError` when none of the task sets is there or their tails are too short.
     """
-    by_family = {family: [task for task in tasks if task.family == family] for family in families}
-    present = {family: rows for family, rows in by_family.items() if rows}
+    by_set = {task_set: [task for task in tasks if task.task_set == task_set] for task_set in task_sets}
+    present = {task_set: rows for task_set, rows in by_set.items() if rows}
     if not present:
         raise UserError(
-            f"The tasks artifact has none of the families {', '.join(families)}", "set `families` to ones it has"
+            f"The tasks artifact has none of the task sets {', '.join(task_sets)}", "set `task_sets` to ones it has"
         )
     chosen: list[Task] = []
     depth = 1
@@ -86,7 +86,7 @@ def unseen_tail(tasks: Sequence[Task], families: Sequence[str], count: int) -> l
         found = [rows[-depth] for rows in present.values() if depth <= len(rows)]
         if not found:
             raise UserError(
-                f"The tasks artifact holds {len(chosen)} training tasks of those families, fewer than {count}",
+                f"The tasks artifact holds {len(chosen)} training tasks of those task sets, fewer than {count}",
                 "lower `conversations`, or generate more tasks",
             )
         chosen += found
@@ -98,7 +98,7 @@ def cast(tasks: Sequence[Task], config: TrafficConfig, seed: int) -> list[Conver
     """The conversations to play, duplicates last."""
     rng = random.Random(f"traffic/{seed}")
     follow_ups = round(config.conversations * config.follow_up_share)
-    pool = unseen_tail(tasks, config.families, config.conversations + follow_ups)
+    pool = unseen_tail(tasks, config.task_sets, config.conversations + follow_ups)
     first, second = pool[: config.conversations], pool[config.conversations :]
     rng.shuffle(first)
     with_second = sorted(rng.sample(range(config.conversations), follow_ups))
@@ -147,7 +147,7 @@ def reactions(task: Task, score: float | None, answer: str, rng: random.Random) 
     if score >= 0.5:
         return [{"name": "thumbs", "value": "up"}]
     said: list[dict[str, Any]] = [{"name": "thumbs", "value": "down"}]
-    if task.family == "safety":
+    if task.task_set == "safety":
         if not task.item.get("unsafe"):
             said.append({"name": "refusal_complaint", "value": "This was a harmless question."})
         return said

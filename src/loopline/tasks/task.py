@@ -1,6 +1,6 @@
 """Tasks: what is asked, the reference answer, which grader judges it, and example responses.
 
-    tasks = load_tasks(artifact / "heldout.jsonl", families=["arithmetic"], limit=450)
+    tasks = load_tasks(artifact / "heldout.jsonl", sets=["math"], limit=450)
 
 A row may carry any further fields; they are the task's `item`, which graders and templates read. Not covered: making
 tasks (see `corpus.generators`).
@@ -9,7 +9,7 @@ tasks (see `corpus.generators`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ class Task(Config):
 
     id: str
     """Unique in its file."""
-    family: str
-    """What kind of task it is; results are reported per family."""
-    split: str = "train"
-    """"train" or "heldout"."""
+    task_set: str
+    """The task set it comes from; results are reported per set and per tag."""
+    part: str = "train"
+    """"train", "dev" or "heldout"."""
+    tags: tuple[str, ...] = ()
+    """What it is good for: those of its set and its own, such as `reasoning` or `must_refuse`."""
     template: str = ""
-    """Which template of the family made it."""
+    """Which template of the task set made it."""
     messages: tuple[Message, ...]
     """The conversation the policy answers."""
     answer: str = ""
@@ -67,8 +69,9 @@ class Task(Config):
         return self.model_copy(update={"messages": (notes, *self.messages)})
 
     def as_item(self) -> dict[str, Any]:
-        """The row as grader templates see it: `item.answer`, `item.family` and every further field."""
-        return {**self.item, "id": self.id, "family": self.family, "answer": self.answer, "prompt": self.prompt}
+        """The row as grader templates see it: `item.answer`, `item.task_set` and every further field."""
+        own = {"id": self.id, "task_set": self.task_set, "tags": list(self.tags)}
+        return {**self.item, **own, "answer": self.answer, "prompt": self.prompt}
 
 
 COLUMNS = frozenset(Task.model_fields) - {"item"}
@@ -77,7 +80,7 @@ COLUMNS = frozenset(Task.model_fields) - {"item"}
 def task_from_row(row: Mapping[str, Any], where: str = "the task") -> Task:
     """A task from one JSON row. Raises `UserError` naming `where` and the field at fault."""
     if not isinstance(row, Mapping):
-        raise UserError(f"{where} is not a JSON object", 'write one {"id": ..., "family": ..., ...} per line')
+        raise UserError(f"{where} is not a JSON object", 'write one {"id": ..., "task_set": ..., ...} per line')
     fields = {key: value for key, value in row.items() if key in COLUMNS}
     item = {key: value for key, value in row.items() if key not in COLUMNS}
     if isinstance(row.get("item"), dict):
@@ -87,7 +90,7 @@ def task_from_row(row: Mapping[str, Any], where: str = "the task") -> Task:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where}: the field {field!r} is wrong ({first['msg']})", "mend that field") from error
+        raise UserError(f"{where}: the field {field!r} is wrong ({first['msg']})", "fix that field") from error
     if not task.messages or any(m.get("role") not in ROLES or "content" not in m for m in task.messages):
         raise UserError(
             f"{where}: `messages` must be turns with a role ({', '.join(ROLES)}) and content",
@@ -98,22 +101,24 @@ def task_from_row(row: Mapping[str, Any], where: str = "the task") -> Task:
 
 def load_tasks(
     path: Path,
-    families: Sequence[str] | None = None,
+    sets: Collection[str] | None = None,
+    *,
+    tags: Collection[str] | None = None,
     limit: int | None = None,
-    limit_by_family: Mapping[str, int] | None = None,
+    limit_by_set: Mapping[str, int] | None = None,
 ) -> list[Task]:
     """The tasks of a JSONL file, in file order.
 
-    `families` keeps those families, `limit` the first so many of each family, `limit_by_family` another number of the
-    families it names. Raises `UserError` for a missing file, a
-    bad row, an id that occurs twice, or a family without a single task.
+    `sets` keeps those task sets, `tags` the rows with one of those tags, `limit` the first so many of each set,
+    `limit_by_set` another number of the sets it names. Raises `UserError` for a missing file, a bad row, an id that
+    occurs twice, or a set or tag without a single task.
     """
     tasks: list[Task] = []
     taken: Counter[str] = Counter()
     seen: dict[str, int] = {}
     for number, row in enumerate(read_jsonl(path), start=1):
-        family = row.get("family") if isinstance(row, dict) else None
-        if families is not None and isinstance(family, str) and family not in families:
+        name = row.get("task_set") if isinstance(row, dict) else None
+        if sets is not None and isinstance(name, str) and name not in sets:
             continue
         task = task_from_row(row, f"{path}, row {number}")
         if task.id in seen:
@@ -121,14 +126,18 @@ def load_tasks(
                 f"{path}, row {number}: the id {task.id!r} is that of row {seen[task.id]}", "use unique ids"
             )
         seen[task.id] = number
-        most = (limit_by_family or {}).get(task.family, limit)
-        if most is not None and taken[task.family] >= most:
+        if tags is not None and not set(tags) & set(task.tags):
             continue
-        taken[task.family] += 1
+        most = (limit_by_set or {}).get(task.task_set, limit)
+        if most is not None and taken[task.task_set] >= most:
+            continue
+        taken[task.task_set] += 1
         tasks.append(task)
-    missing = [family for family in families or () if not taken[family]]
+    missing = [name for name in sets or () if not taken[name]]
     if missing:
         raise UserError(
-            f"{path} has no tasks of the family {missing[0]!r}", "generate that family, or leave it out of `families`"
+            f"{path} has no tasks of the task set {missing[0]!r}", "define that task set, or leave it out of `tasks`"
         )
+    if not tasks and tags is not None:
+        raise UserError(f"{path} has no tasks tagged {' or '.join(sorted(tags))}", "tag a task set, or name sets")
     return tasks

@@ -23,7 +23,7 @@ class Conversational(Protocol):
     @property
     def id(self) -> str: ...
     @property
-    def family(self) -> str: ...
+    def task_set(self) -> str: ...
     @property
     def messages(self) -> Sequence[Mapping[str, Any]]: ...
     @property
@@ -124,11 +124,11 @@ def task_examples(
     rng: np.random.Generator,
     limits: Mapping[str, int] | None = None,
 ) -> dict[str, list[Example]]:
-    """Examples per family, at most `limits[family]` of each, in the order of `tasks`."""
+    """Examples per task set, at most `limits[task_set]` of each, in the order of `tasks`."""
     found: dict[str, list[Example]] = {}
     for task in tasks:
-        kept = found.setdefault(task.family, [])
-        if limits is not None and len(kept) >= limits.get(task.family, len(tasks)):
+        kept = found.setdefault(task.task_set, [])
+        if limits is not None and len(kept) >= limits.get(task.task_set, len(tasks)):
             continue
         response = choose_response(task, styles, rng)
         prompt = response.get("prompt", task.messages)
@@ -136,7 +136,7 @@ def task_examples(
     return found
 
 
-def families_of(tasks: Sequence[Some], wanted: Mapping[str, float]) -> dict[str, list[Some]]:
-    """The tasks of each family with a share above zero, in order."""
+def sets_of(tasks: Sequence[Some], wanted: Mapping[str, float]) -> dict[str, list[Some]]:
+    """The tasks of each task set with a share above zero, in order."""
     names = [name for name, share in wanted.items() if share > 0]
-    return {name: [task for task in tasks if task.family == name] for name in names}
+    return {name: [task for task in tasks if task.task_set == name] for name in names}

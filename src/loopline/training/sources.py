@@ -1,6 +1,6 @@
 """Batch sources over fixed data, all pure functions of (seed, step), so resume needs nothing but the step number.
 
-`ExampleSource` walks shuffled epochs over examples and packs each step's share; `FamilySource` mixes families in fixed
+`ExampleSource` walks shuffled epochs over examples and packs each step's share; `FamilySource` mixes task sets in fixed
 proportions; `PairSource` keeps preference pairs together; `ShardSource` reads token shards. Not covered: data sampled
 from the model (see `rl.rollout`).
 """
@@ -108,19 +108,19 @@ class PairSource(StatelessSource):
         return [build_batch(chosen[start : start + size]) for start in range(0, len(chosen), size)]
 
 
-def family_indices(
+def set_indices(
     sizes: Mapping[str, int], shares: Mapping[str, float], per_step: int, step: int, seed: int
 ) -> list[tuple[str, int]]:
-    """The (family, index) pairs of `step`: families in proportion to `shares` over any run of steps.
+    """The (task set, index) pairs of `step`: task sets in proportion to `shares` over any run of steps.
 
-    Each family walks shuffled epochs of its own, so no example repeats before its family is used up.
+    Each task set walks shuffled epochs of its own, so no example repeats before its task set is used up.
     """
     wanted = {name: shares[name] for name in sorted(shares) if shares[name] > 0}
     missing = [name for name in wanted if not sizes.get(name)]
     if missing or not wanted:
         raise UserError(
-            f"No examples for {', '.join(missing) or 'any family'}",
-            "set that family's share to 0, or generate tasks of it",
+            f"No examples for {', '.join(missing) or 'any task set'}",
+            "set that task set's share to 0, or generate tasks of it",
         )
     total = sum(wanted.values())
     parts = [share / total for share in wanted.values()]
@@ -154,7 +154,7 @@ def apportion(parts: Sequence[float], count: int) -> list[int]:
 
 
 class FamilySource(StatelessSource):
-    """Examples of several families in fixed proportions, packed into rows."""
+    """Examples of several task sets in fixed proportions, packed into rows."""
 
     def __init__(
         self,
@@ -168,12 +168,12 @@ class FamilySource(StatelessSource):
         self.examples, self.shares, self.per_step, self.seed = examples, shares, per_step, seed
         self.row_length, self.rows_per_batch = row_length, rows_per_batch
         self.sizes = {name: len(items) for name, items in examples.items()}
-        family_indices(self.sizes, shares, per_step, 0, seed)
+        set_indices(self.sizes, shares, per_step, 0, seed)
         for name, items in examples.items():
             refuse_long(items, row_length, f" of {name}")
 
     def next(self, step: int) -> Sequence[Batch]:
-        chosen = family_indices(self.sizes, self.shares, self.per_step, step, self.seed)
+        chosen = set_indices(self.sizes, self.shares, self.per_step, step, self.seed)
         return pack([self.examples[name][i] for name, i in chosen], self.row_length, self.rows_per_batch)
 
 

@@ -21,7 +21,7 @@ from loopline.tasks.generators.generate import (
     instances,
     write_tasks,
 )
-from loopline.tasks.generators.instance import is_heldout
+from loopline.tasks.generators.instance import part_of
 
 SMALL = GeneratorConfig(
     train=TrainCounts(arithmetic=1500, word_problem=800, ordering=600, code=500, format=500, safety=500, lookup=500),
@@ -42,34 +42,41 @@ def documents():
     return list(generate_documents(SMALL, 7))
 
 
-def of(rows, family):
-    return [row for row in rows if row["family"] == family]
+def of(rows, task_set):
+    return [row for row in rows if row["task_set"] == task_set]
 
 
 def test_counts_ids_and_columns(tasks):
-    assert Counter(row["family"] for row in tasks.heldout) == dict.fromkeys(FAMILIES, 120)
-    assert Counter(row["family"] for row in tasks.train) == SMALL.train.model_dump()
-    everything = tasks.train + tasks.heldout
+    assert Counter(row["task_set"] for row in tasks.heldout) == dict.fromkeys(FAMILIES, 120)
+    assert Counter(row["task_set"] for row in tasks.dev) == dict.fromkeys(FAMILIES, 120)
+    assert Counter(row["task_set"] for row in tasks.train) == SMALL.train.model_dump()
+    everything = tasks.train + tasks.dev + tasks.heldout
     assert len({row["id"] for row in everything}) == len(everything)
+    assert all(row["part"] == part for part in ("train", "dev", "heldout") for row in getattr(tasks, part))
+    for row in everything:
+        wanted = {"safety": ["must_refuse" if row.get("unsafe") else "must_answer"], "lookup": ["tools"]}
+        wanted |= dict.fromkeys(("arithmetic", "word_problem", "ordering"), ["reasoning"])
+        assert row["tags"] == wanted.get(row["task_set"], [])
     assert all(row["responses"] and row["grader"] and row["template"] for row in everything)
 
 
-def test_a_family_may_have_a_heldout_count_of_its_own(tasks):
-    more = SMALL.model_copy(update={"heldout_by_family": {"safety": 150}})
+def test_a_task_set_may_have_a_heldout_count_of_its_own(tasks):
+    more = SMALL.model_copy(update={"heldout_by_set": {"safety": 150}})
     held = generate_tasks(more, 7).heldout
-    assert Counter(row["family"] for row in held) == {**dict.fromkeys(FAMILIES, 120), "safety": 150}
+    assert Counter(row["task_set"] for row in held) == {**dict.fromkeys(FAMILIES, 120), "safety": 150}
     # The others are not touched by it, and the longer list begins with the shorter one.
-    for family in FAMILIES:
-        assert of(held, family)[:120] == of(tasks.heldout, family)
-    with pytest.raises(ValidationError, match="heldout_by_family"):
-        GeneratorConfig(heldout_by_family={"safty": 150})
+    for task_set in FAMILIES:
+        assert of(held, task_set)[:120] == of(tasks.heldout, task_set)
+    with pytest.raises(ValidationError, match="heldout_by_set"):
+        GeneratorConfig(heldout_by_set={"safty": 150})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task_set", FAMILIES)
 @pytest.mark.parametrize("train_seed", [0, 5])
-def test_no_instance_is_on_both_sides(family, train_seed):
-    held = {item.key for item in instances(family, "heldout", SMALL, 7)}
-    assert not held & {item.key for item in instances(family, "train", SMALL, train_seed)}
+def test_no_instance_is_in_two_parts(task_set, train_seed):
+    held, dev = ({item.key for item in instances(task_set, part, SMALL, 7)} for part in ("heldout", "dev"))
+    train = {item.key for item in instances(task_set, "train", SMALL, train_seed)}
+    assert held and dev and not held & train and not dev & train and not held & dev
 
 
 def numbers_of(text):
@@ -98,7 +105,7 @@ def test_a_story_with_other_names_is_the_same_instance(tasks):
 
 
 def test_chains_are_right_and_never_negative(tasks):
-    for row in of(tasks.train + tasks.heldout, "arithmetic"):
+    for row in of(tasks.train + tasks.dev + tasks.heldout, "arithmetic"):
         numbers = numbers_of(row["messages"][0]["content"])
         assert int(row["answer"]) == sum(numbers)
         totals = [sum(numbers[:end]) for end in range(1, len(numbers) + 1)]
@@ -111,9 +118,9 @@ def worked_steps(row):
     return thinking, answer
 
 
-@pytest.mark.parametrize("family", ["arithmetic", "word_problem"])
-def test_worked_steps_are_true_and_lead_to_the_answer(tasks, family):
-    for row in of(tasks.train + tasks.heldout, family):
+@pytest.mark.parametrize("task_set", ["arithmetic", "word_problem"])
+def test_worked_steps_are_true_and_lead_to_the_answer(tasks, task_set):
+    for row in of(tasks.train + tasks.dev + tasks.heldout, task_set):
         thinking, answer = worked_steps(row)
         for step in thinking.split(";"):
             a, sign, b, result = re.fullmatch(r"(\d+)([+-])(\d+)=(\d+)", step).groups()
@@ -123,7 +130,7 @@ def test_worked_steps_are_true_and_lead_to_the_answer(tasks, family):
 
 def test_orderings_follow_from_their_statements(tasks):
     greater = {relation[0] for relation in ordering.RELATIONS.values()}
-    for row in of(tasks.train + tasks.heldout, "ordering"):
+    for row in of(tasks.train + tasks.dev + tasks.heldout, "ordering"):
         prompt = row["messages"][0]["content"]
         below = {}
         for a, how, b in re.findall(r"(\w+) is (\w+) than (\w+)\.", prompt):
@@ -139,7 +146,7 @@ def test_orderings_follow_from_their_statements(tasks):
 
 
 def test_reference_code_passes_its_tests(tasks):
-    for row in of(tasks.train + tasks.heldout, "code"):
+    for row in of(tasks.train + tasks.dev + tasks.heldout, "code"):
         namespace = {}
         exec(row["answer"], namespace)
         for arguments, expected in row["tests"]:
@@ -167,7 +174,7 @@ def test_numeric_code_means_what_it_says(tasks):
 
 
 def test_safety_needs_the_meaning(tasks):
-    rows = of(tasks.train + tasks.heldout, "safety")
+    rows = of(tasks.train + tasks.dev + tasks.heldout, "safety")
     for column in (True, False):
         assert 0.4 < sum(row["unsafe"] is column for row in rows) / len(rows) < 0.6
     # No single word of a frame or verb decides: the words that occur only on one side name things, not manners.
@@ -187,11 +194,11 @@ def test_safety_needs_the_meaning(tasks):
 def test_lookup_answers_are_in_the_documents_of_their_split(tasks):
     by_title = {row["title"]: row for row in tasks.documents}
     assert len(by_title) == len(tasks.documents)
-    for row in of(tasks.train + tasks.heldout, "lookup"):
+    for row in of(tasks.train + tasks.dev + tasks.heldout, "lookup"):
         for fact in row["facts"]:
             title = re.match(r"The (\w+ \w+) (?:costs|weighs)", fact)[1]
             assert fact in by_title[title]["text"]
-            assert by_title[title]["split"] == row["split"]
+            assert by_title[title]["part"] == row["part"]
             assert title in row["query"]
         values = [int(re.search(r"\d+", fact)[0]) for fact in row["facts"]]
         question = row["messages"][0]["content"]
@@ -221,30 +228,30 @@ def test_documents_hold_no_heldout_instance(documents):
     percent = SMALL.heldout_percent
     counted = Counter()
     for row in documents:
-        family = row["source"].removeprefix("synthetic/")
-        counted[family] += 1
-        if family == "arithmetic":
+        task_set = row["source"].removeprefix("synthetic/")
+        counted[task_set] += 1
+        if task_set == "arithmetic":
             for line in row["text"].splitlines():
                 terms = numbers_of(re.split("[:=]", line)[0])
-                assert len(terms) < 3 or not is_heldout(arithmetic.calculation_key(terms), percent)
-        if family == "ordering":
+                assert len(terms) < 3 or part_of(arithmetic.calculation_key(terms), percent) == "train"
+        if task_set == "ordering":
             orders = re.findall(r"(?:\w+ > )+\w+", row["text"])
             assert orders
             for order in orders:
-                assert not is_heldout(ordering.order_key(order.split(" > ")), percent)
-        if family == "lookup":
+                assert part_of(ordering.order_key(order.split(" > ")), percent) == "train"
+        if task_set == "lookup":
             for name in re.findall(r"The (\w+ \w+) costs", row["text"]):
-                assert not is_heldout(f"lookup|{name}", percent)
-        if family == "safety":
+                assert part_of(f"lookup|{name}", percent) == "train"
+        if task_set == "safety":
             for phrase in re.findall(r"(?:How do I|Tell me how to|Please help me) (.+?)[?.] ", row["text"]):
-                assert not is_heldout(f"safety|{phrase}", percent)
+                assert part_of(f"safety|{phrase}", percent) == "train"
     assert set(counted) == {"arithmetic", "word_problem", "ordering", "code", "safety", "lookup"}
 
 
 def test_documents_do_not_contain_heldout_prompts(tasks, documents):
     text = "\n".join(row["text"] for row in documents)
-    for row in tasks.heldout:
-        if row["family"] in ("word_problem", "ordering", "safety"):
+    for row in tasks.heldout + tasks.dev:
+        if row["task_set"] in ("word_problem", "ordering", "safety"):
             assert row["messages"][0]["content"] not in text
 
 
@@ -252,17 +259,17 @@ def test_document_bytes_are_as_configured(documents):
     sizes = Counter()
     for row in documents:
         sizes[row["source"].removeprefix("synthetic/")] += len(row["text"].encode())
-    for family, wanted in SMALL.documents.model_dump().items():
-        assert wanted <= sizes[family] < wanted + 2000
+    for task_set, wanted in SMALL.documents.model_dump().items():
+        assert wanted <= sizes[task_set] < wanted + 2000
 
 
-def test_a_source_of_zero_bytes_and_a_family_of_zero_tasks_are_left_out():
+def test_a_source_of_zero_bytes_and_a_task_set_of_zero_tasks_are_left_out():
     config = GeneratorConfig(
         train=TrainCounts(arithmetic=0, code=10, word_problem=0, ordering=0, format=0, safety=0, lookup=0),
         heldout=5,
         documents=DocumentBytes(arithmetic=100, word_problem=0, ordering=0, code=0, safety=0, lookup=0),
     )
-    assert {row["family"] for row in generate_tasks(config, 0).train} == {"code"}
+    assert {row["task_set"] for row in generate_tasks(config, 0).train} == {"code"}
     assert {row["source"] for row in generate_documents(config, 0)} == {"synthetic/arithmetic"}
 
 
@@ -278,7 +285,7 @@ def test_same_bytes_under_any_hash_seed(tmp_path):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, "-c", script, str(tmp_path / seed)], check=True, env=environment)
     names = sorted(path.name for path in (tmp_path / "0").iterdir())
-    assert names == ["constitution.json", "d.jsonl", "documents.jsonl", "heldout.jsonl", "train.jsonl"]
+    assert names == ["constitution.json", "d.jsonl", "dev.jsonl", "documents.jsonl", "heldout.jsonl", "train.jsonl"]
     for name in names:
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "12345" / name).read_bytes()
 

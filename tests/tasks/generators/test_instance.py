@@ -1,21 +1,23 @@
-"""The split is decided by the instance alone, and a space that is too small is refused."""
+"""The part is decided by the instance alone, and a space that is too small is refused."""
+
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
-from loopline.tasks.generators.instance import Instance, collect, fill, is_heldout, random_for
+from loopline.tasks.generators.instance import Instance, collect, fill, part_of, random_for
 
 
-def test_share_of_heldout_keys():
-    share = sum(is_heldout(f"key {number}", 12) for number in range(20_000)) / 20_000
-    assert 0.11 < share < 0.13
+def test_share_of_each_part():
+    share = Counter(part_of(f"key {number}", 12) for number in range(20_000))
+    assert all(2200 < share[part] < 2600 for part in ("dev", "heldout")) and share["train"] > 14_800
 
 
 @given(st.text(), st.integers(1, 49))
 def test_a_larger_share_only_adds_keys(key, percent):
-    assert is_heldout(key, percent) <= is_heldout(key, percent + 1)
+    assert part_of(key, percent) != "heldout" or part_of(key, percent + 1) == "heldout"
 
 
 def test_collect_gives_distinct_prompts_or_names_the_way_out():

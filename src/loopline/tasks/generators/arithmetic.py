@@ -1,7 +1,7 @@
 """Arithmetic: chains of additions and subtractions such as `12+5-3=?`, worked step by step.
 
-Two-term chains are the addition table, always in training. Held-out chains have three terms or more, are recognised
-whatever the order of their operands, and are not the beginning of any training chain either.
+Two-term chains are the addition table, always in training. Chains of the other parts have three terms or more, are
+recognised whatever the order of their operands, and are not the beginning of any training chain either.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 from loopline.tasks.generators.config import GeneratorConfig
-from loopline.tasks.generators.instance import Instance, fill, is_heldout, reply
+from loopline.tasks.generators.instance import Instance, fill, part_of, reply
 
 Terms = list[int]  # signed operands; the first is not negative
 
@@ -29,18 +29,23 @@ def draw_terms(rng: random.Random, signs: str, config: GeneratorConfig, low: int
 
 
 def calculation_key(terms: Terms) -> str:
-    """Key of a calculation: its signed operands in sorted order, shared by every family that computes."""
+    """Key of a calculation: its signed operands in sorted order, shared by every task set that computes."""
     return "calculation|" + ",".join(map(str, sorted(terms)))
 
 
-def calculation_heldout(terms: Terms, config: GeneratorConfig) -> bool:
-    """Whether a calculation is held out. Two-term calculations never are."""
-    return len(terms) > 2 and is_heldout(calculation_key(terms), config.heldout_percent)
+def calculation_part(terms: Terms, config: GeneratorConfig) -> str:
+    """The part of a calculation. Two-term calculations are always for training."""
+    return part_of(calculation_key(terms), config.heldout_percent) if len(terms) > 2 else "train"
 
 
-def touches_heldout(terms: Terms, config: GeneratorConfig) -> bool:
-    """Whether the chain, or a beginning of it, is a held-out calculation."""
-    return any(calculation_heldout(terms[:end], config) for end in range(3, len(terms) + 1))
+def for_training(terms: Terms, config: GeneratorConfig) -> bool:
+    """Whether neither the chain nor a beginning of it belongs to another part than "train"."""
+    return all(calculation_part(terms[:end], config) == "train" for end in range(3, len(terms) + 1))
+
+
+def belongs(terms: Terms, part: str, config: GeneratorConfig) -> bool:
+    """Whether the calculation may stand in the part."""
+    return for_training(terms, config) if part == "train" else calculation_part(terms, config) == part
 
 
 def steps_of(terms: Terms) -> list[str]:
@@ -57,13 +62,13 @@ def written(terms: Terms) -> str:
     return str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
 
 
-def draw(rng: random.Random, split: str, config: GeneratorConfig) -> Instance | None:
-    """One instance of the split, or None when this draw falls into the other."""
-    count = rng.randint(2 if split == "train" else 3, config.max_terms)
+def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | None:
+    """One instance of the part, or None when this draw falls into another."""
+    count = rng.randint(2 if part == "train" else 3, config.max_terms)
     terms = draw_terms(rng, "".join(rng.choice("+-") for _ in range(count - 1)), config)
     if terms is None:
         return None
-    if touches_heldout(terms, config) if split == "train" else not calculation_heldout(terms, config):
+    if not belongs(terms, part, config):
         return None
     answer = str(sum(terms))
     return Instance(
@@ -76,13 +81,13 @@ def draw(rng: random.Random, split: str, config: GeneratorConfig) -> Instance | 
 
 
 def document(rng: random.Random, config: GeneratorConfig) -> tuple[str, str]:
-    """(title, text) of one page of facts and worked chains, without held-out calculations."""
+    """(title, text) of one page of facts and worked chains, without calculations of other parts."""
 
     def line() -> str:
         while True:
             count = rng.choice((2, 2, 2, 3, config.max_terms))
             terms = draw_terms(rng, "".join(rng.choice("+-") for _ in range(count - 1)), config)
-            if terms is None or touches_heldout(terms, config):
+            if terms is None or not for_training(terms, config):
                 continue
             steps = steps_of(terms)
             if count == 2:

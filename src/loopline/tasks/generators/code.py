@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopline.tasks.generators.config import GeneratorConfig
-from loopline.tasks.generators.instance import Instance, fill, is_heldout, reply
+from loopline.tasks.generators.instance import Instance, fill, part_of, reply
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def operations_key(kind: str, operations: list[Operation]) -> str:
     return f"code|{kind}|" + "|".join(says)
 
 
-def draw(rng: random.Random, split: str, config: GeneratorConfig) -> Instance | None:
-    """One instance of the split, or None when this draw falls into the other."""
+def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | None:
+    """One instance of the part, or None when this draw falls into another."""
     kind = rng.choice(("number", "text", "list"))
     make = {"number": _number, "text": _text, "list": _sequence}[kind]
     operations = [make(rng) for _ in range(rng.choice((1, 2, 2, 2)))]
@@ -109,7 +109,7 @@ def draw(rng: random.Random, split: str, config: GeneratorConfig) -> Instance | 
     if len(set(says)) < len(says):
         return None
     key = operations_key(kind, operations)
-    if is_heldout(key, config.heldout_percent) != (split == "heldout"):
+    if part_of(key, config.heldout_percent) != part:
         return None
     expression = "x"
     for operation in operations:

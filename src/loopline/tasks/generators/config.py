@@ -1,6 +1,6 @@
-"""Settings of the synthetic generators: how many instances per family, how hard, how many bytes of documents.
+"""Settings of the synthetic generators: how many instances per task set, how hard, how many bytes of documents.
 
-Not covered: the seed, which the stage passes beside the config, and which families a recipe trains on.
+Not covered: the seed, which the stage passes beside the config, and which task sets a recipe trains on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Family = Literal["arithmetic", "word_problem", "ordering", "code", "format", "sa
 
 
 class TrainCounts(Config):
-    """Training instances per family; 0 leaves a family out of the training set."""
+    """Training instances per task set; 0 leaves a task set out of the training set."""
 
     arithmetic: int = Field(default=20000, ge=0)
     """Chains of additions and subtractions."""
@@ -54,13 +54,15 @@ class GeneratorConfig(Config):
     """Everything that decides the synthetic tasks and documents, but for the seed."""
 
     train: TrainCounts = TrainCounts()
-    """Training instances per family."""
+    """Training instances per task set."""
     heldout: int = Field(default=450, ge=1)
-    """Held-out instances per family; 450 gives a 95% interval of at most 4.6 points either side."""
-    heldout_by_family: dict[Family, PositiveInt] = {}
-    """Families with another count than `heldout`: safety, say, of which only half are to be refused."""
-    heldout_percent: int = Field(default=12, ge=1, le=50)
-    """Share of the instance space, by hash of the instance, that is reserved for the held-out set."""
+    """Held-out instances per task set, and as many for the dev part; 450 gives a 95% interval of at most 4.6 points
+    either side."""
+    heldout_by_set: dict[Family, PositiveInt] = {}
+    """Task sets with another count than `heldout`: safety, say, of which only half are to be refused."""
+    heldout_percent: int = Field(default=12, ge=1, le=40)
+    """Share of the instance space, by hash of the instance, that is reserved for the held-out part; as much again is
+    for the dev part."""
     max_terms: int = Field(default=4, ge=3, le=6)
     """Most numbers in one arithmetic chain; held-out chains have at least three."""
     max_value: int = Field(default=30, ge=9, le=99)

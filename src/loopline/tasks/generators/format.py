@@ -9,7 +9,7 @@ import json
 import random
 
 from loopline.tasks.generators.config import GeneratorConfig
-from loopline.tasks.generators.instance import Instance, Row, is_heldout, reply
+from loopline.tasks.generators.instance import Instance, Row, part_of, reply
 
 # fmt: off
 WORDS = (
@@ -71,11 +71,11 @@ def format_key(check: Row) -> str:
     return "format|" + json.dumps(canonical, sort_keys=True)
 
 
-def draw(rng: random.Random, split: str, config: GeneratorConfig) -> Instance | None:
-    """One instance of the split, or None when this draw falls into the other."""
+def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | None:
+    """One instance of the part, or None when this draw falls into another."""
     kind = rng.choice(tuple(KINDS))
     prompt, answer, check = KINDS[kind](rng)
     key = format_key(check)
-    if is_heldout(key, config.heldout_percent) != (split == "heldout"):
+    if part_of(key, config.heldout_percent) != part:
         return None
     return Instance(key, kind, prompt, answer, [reply("direct", answer)], {"check": check})

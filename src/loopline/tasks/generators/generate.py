@@ -1,6 +1,6 @@
-"""All families together: the rows of a tasks artifact and the documents of the synthetic pretraining sources.
+"""All task sets together: the rows of a tasks artifact and the documents of the synthetic pretraining sources.
 
-`generate_tasks(config, seed)` gives the two splits, the lookup documents and the constitution; `write_tasks` writes
+`generate_tasks(config, seed)` gives the three parts, the lookup documents and the constitution; `write_tasks` writes
 them as a tasks artifact; `generate_documents(config, seed)` yields pretraining documents. Same config and seed, same
 bytes, whatever PYTHONHASHSEED. Not covered: licences of anything that is not generated here.
 """
@@ -28,7 +28,14 @@ GRADERS = {
     "safety": "refusal",
     "lookup": "final_answer",
 }
-SPLITS = ("train", "heldout")
+TAGS: dict[str, tuple[str, ...]] = {
+    "arithmetic": ("reasoning",),
+    "word_problem": ("reasoning",),
+    "ordering": ("reasoning",),
+    "lookup": ("tools",),
+}
+"""Tags of every row of a set."""
+PARTS = ("train", "dev", "heldout")
 Draw = Callable[[Random, str, GeneratorConfig], Instance | None]
 DRAWS: dict[str, Draw] = {
     "arithmetic": arithmetic.draw,
@@ -50,42 +57,45 @@ DOCUMENTS: dict[str, Callable[[Random, GeneratorConfig], tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class Tasks:
-    """Rows of the two splits, of the document set that lookup asks about, and of the constitution."""
+    """Rows of the three parts, of the document set that lookup asks about, and of the constitution."""
 
     train: list[Row]
+    dev: list[Row]
     heldout: list[Row]
     documents: list[Row]
     constitution: list[Row]
 
 
-def instances(family: Family, split: str, config: GeneratorConfig, seed: int) -> list[Instance]:
-    """The instances of one family and split, with their canonical keys."""
-    held = config.heldout_by_family.get(family, config.heldout)
-    count = held if split == "heldout" else getattr(config.train, family)
-    rng = random_for(seed, family, split)
-    what = f"{split} {family}"
-    if family == "lookup":
-        things = lookup.entities(seed, split, config)
+def instances(task_set: Family, part: str, config: GeneratorConfig, seed: int) -> list[Instance]:
+    """The instances of one task set and part, with their canonical keys."""
+    held = config.heldout_by_set.get(task_set, config.heldout)
+    count = getattr(config.train, task_set) if part == "train" else held
+    rng = random_for(seed, task_set, part)
+    what = f"{part} {task_set}"
+    if task_set == "lookup":
+        things = lookup.entities(seed, part, config)
         return collect(lambda: lookup.draw(rng, things), count, what)
-    draw = DRAWS[family]
-    return collect(lambda: draw(rng, split, config), count, what)
+    draw = DRAWS[task_set]
+    return collect(lambda: draw(rng, part, config), count, what)
 
 
 def generate_tasks(config: GeneratorConfig, seed: int) -> Tasks:
-    """Every family in both splits. Raises `UserError` when a count exceeds what the ranges allow."""
-    split_rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    """Every task set in every part. Raises `UserError` when a count exceeds what the ranges allow."""
+    part_rows: dict[str, list[Row]] = {part: [] for part in PARTS}
     documents: list[Row] = []
-    for split in SPLITS:
-        for family in FAMILIES:
-            split_rows[split] += rows(family, split, GRADERS[family], instances(family, split, config, seed))
-        documents += lookup.documents(split, lookup.entities(seed, split, config))
-    return Tasks(split_rows["train"], split_rows["heldout"], documents, safety.CONSTITUTION)
+    for part in PARTS:
+        for task_set in FAMILIES:
+            found = instances(task_set, part, config, seed)
+            part_rows[part] += rows(task_set, part, GRADERS[task_set], found, TAGS.get(task_set, ()))
+        documents += lookup.documents(part, lookup.entities(seed, part, config))
+    return Tasks(part_rows["train"], part_rows["dev"], part_rows["heldout"], documents, safety.CONSTITUTION)
 
 
 def write_tasks(config: GeneratorConfig, seed: int, out: Path) -> Tasks:
-    """Write train.jsonl, heldout.jsonl, documents.jsonl and constitution.json under `out`."""
+    """Write train.jsonl, dev.jsonl, heldout.jsonl, documents.jsonl and constitution.json under `out`."""
     tasks = generate_tasks(config, seed)
     write_jsonl(out / "train.jsonl", tasks.train)
+    write_jsonl(out / "dev.jsonl", tasks.dev)
     write_jsonl(out / "heldout.jsonl", tasks.heldout)
     write_jsonl(out / "documents.jsonl", tasks.documents)
     write_json(out / "constitution.json", tasks.constitution)
@@ -94,16 +104,16 @@ def write_tasks(config: GeneratorConfig, seed: int, out: Path) -> Tasks:
 
 def generate_documents(config: GeneratorConfig, seed: int) -> Iterator[Row]:
     """Pretraining documents {"id", "source", "path", "licence", "text", "sha256"}; none holds a held-out instance."""
-    for family, make in DOCUMENTS.items():
-        rng = random_for(seed, family, "documents")
-        left, number = getattr(config.documents, family), 0
+    for task_set, make in DOCUMENTS.items():
+        rng = random_for(seed, task_set, "documents")
+        left, number = getattr(config.documents, task_set), 0
         while left > 0:
             title, text = make(rng, config)
             digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
             yield {
-                "id": f"{family}-{number:06d}",
-                "source": f"synthetic/{family}",
-                "path": f"synthetic/{family}/{title}-{number:06d}.txt",
+                "id": f"{task_set}-{number:06d}",
+                "source": f"synthetic/{task_set}",
+                "path": f"synthetic/{task_set}/{title}-{number:06d}.txt",
                 "licence": "CC0-1.0",
                 "text": text,
                 "sha256": digest,

@@ -1,8 +1,8 @@
-"""One generated instance, its row, and the split that keeps training and held-out instances apart.
+"""One generated instance, its row, and the part (train, dev, heldout) that it belongs to.
 
 An instance carries a canonical key: what makes it the same problem under another wording, order or name. The key alone
-decides the split, by hash and without the seed, so no choice of seed, family size or document source can move a
-held-out instance into training. Use `collect` to draw distinct instances of one split, `rows` to turn them into the
+decides the part, by hash and without the seed, so no choice of seed, size or document source can move a
+held-out instance into training. Use `collect` to draw distinct instances of one part, `rows` to turn them into the
 rows of a tasks artifact.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,8 @@ Row = dict[str, Any]
 class Instance:
     """One problem with its reference answer and example responses.
 
-    `key` is the canonical key, `fields` the family's own columns, `responses` rows {"style", "messages"}.
+    `key` is the canonical key, `fields` the task set's own columns, `responses` rows {"style", "messages"}, `tags`
+    those of this instance beside its set's.
     """
 
     key: str
@@ -32,12 +33,14 @@ class Instance:
     answer: str
     responses: list[Row]
     fields: Row = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
 
 
-def is_heldout(key: str, percent: int) -> bool:
-    """Whether the instance with this canonical key belongs to the held-out split."""
+def part_of(key: str, percent: int) -> str:
+    """The part that the instance with this canonical key belongs to: `percent` are held out, as many are "dev"."""
     digest = hashlib.blake2b(key.encode("utf-8"), digest_size=4).digest()
-    return int.from_bytes(digest, "big") % 100 < percent
+    place = int.from_bytes(digest, "big") % 100
+    return "heldout" if place < percent else "dev" if place < 2 * percent else "train"
 
 
 def random_for(seed: int, *names: str) -> random.Random:
@@ -73,14 +76,18 @@ def collect(draw: Callable[[], Instance | None], count: int, what: str) -> list[
     return found
 
 
-def rows(family: str, split: str, grader: str, instances: list[Instance]) -> list[Row]:
-    """The rows of a tasks artifact; an id names the prompt, so it survives a change of counts or seed."""
+def rows(task_set: str, part: str, grader: str, instances: list[Instance], tags: Sequence[str] = ()) -> list[Row]:
+    """The rows of a tasks artifact, tagged with `tags` and their own.
+
+    An id names the prompt, so it survives a change of counts or seed.
+    """
     return [
         {
-            "id": f"{family}-{hashlib.blake2b(item.prompt.encode('utf-8'), digest_size=6).hexdigest()}",
-            "family": family,
-            "split": split,
+            "id": f"{task_set}-{hashlib.blake2b(item.prompt.encode('utf-8'), digest_size=6).hexdigest()}",
+            "task_set": task_set,
+            "part": part,
             "template": item.template,
+            "tags": list(dict.fromkeys((*tags, *item.tags))),
             "messages": [{"role": "user", "content": item.prompt}],
             "answer": item.answer,
             "grader": grader,

@@ -1,7 +1,7 @@
 """Lookup: questions whose answer must be read from a document set, some with a calculation on top.
 
-Training and held-out questions are about different things, and so are their documents. Fact sheets for pretraining give
-the same things other numbers on every sheet, so that reading is learnt and remembering is not.
+The questions of the three parts are about different things, and so are their documents. Fact sheets for pretraining
+give the same things other numbers on every sheet, so that reading is learnt and remembering is not.
 
 Example responses: "tool" (search, calculator, answer) and "context" (the facts stand in a system turn before the
 question). A response with a "prompt" is an answer to that prompt in place of the row's own messages.
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from loopline.tasks.generators.config import GeneratorConfig
-from loopline.tasks.generators.instance import Instance, Row, fill, is_heldout, random_for
+from loopline.tasks.generators.instance import Instance, Row, fill, part_of, random_for
 
 # fmt: off
 ADJECTIVES = (
@@ -61,22 +61,22 @@ class Entity:
 
 
 @functools.cache
-def names_of(split: str, heldout_percent: int) -> tuple[str, ...]:
-    """The names of the things of one split."""
+def names_of(part: str, heldout_percent: int) -> tuple[str, ...]:
+    """The names of the things of one part."""
     names = [f"{adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS]
-    return tuple(n for n in names if is_heldout(f"lookup|{n}", heldout_percent) == (split == "heldout"))
+    return tuple(n for n in names if part_of(f"lookup|{n}", heldout_percent) == part)
 
 
-def entities(seed: int, split: str, config: GeneratorConfig) -> list[Entity]:
-    """Every thing of the split with its numbers."""
-    rng = random_for(seed, "lookup/entities", split)
-    return [Entity(n, rng.randint(2, 20), rng.randint(2, 20)) for n in names_of(split, config.heldout_percent)]
+def entities(seed: int, part: str, config: GeneratorConfig) -> list[Entity]:
+    """Every thing of the part with its numbers."""
+    rng = random_for(seed, "lookup/entities", part)
+    return [Entity(n, rng.randint(2, 20), rng.randint(2, 20)) for n in names_of(part, config.heldout_percent)]
 
 
-def documents(split: str, things: Iterable[Entity]) -> list[Row]:
+def documents(part: str, things: Iterable[Entity]) -> list[Row]:
     """Rows of documents.jsonl, one per thing."""
     return [
-        {"id": f"doc-{thing.name.replace(' ', '-')}", "split": split, "title": thing.name, "text": thing.text}
+        {"id": f"doc-{thing.name.replace(' ', '-')}", "part": part, "title": thing.name, "text": thing.text}
         for thing in things
     ]
 

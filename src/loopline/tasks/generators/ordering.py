@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 
 from loopline.tasks.generators.config import GeneratorConfig
-from loopline.tasks.generators.instance import Instance, fill, is_heldout, reply
+from loopline.tasks.generators.instance import Instance, fill, part_of, reply
 from loopline.tasks.generators.word_problem import NAMES
 
 # relation: (more, less, most, least)
@@ -25,10 +25,10 @@ def order_key(order: list[str]) -> str:
     return "ordering|" + ">".join(order)
 
 
-def draw(rng: random.Random, split: str, config: GeneratorConfig) -> Instance | None:
-    """One instance of the split, or None when this draw falls into the other."""
+def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | None:
+    """One instance of the part, or None when this draw falls into another."""
     order = rng.sample(NAMES, rng.choice((3, 4)))
-    if is_heldout(order_key(order), config.heldout_percent) != (split == "heldout"):
+    if part_of(order_key(order), config.heldout_percent) != part:
         return None
     relation = rng.choice(tuple(RELATIONS))
     more, less, most, least = RELATIONS[relation]

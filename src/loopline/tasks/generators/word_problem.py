@@ -1,6 +1,6 @@
 """Word problems: two- and three-step stories of gaining and losing things.
 
-The calculation behind a story decides its split, so neither other names nor another story can leak it.
+The calculation behind a story decides its part, so neither other names nor another story can leak it.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 import random
 
 from loopline.tasks.generators.arithmetic import (
-    calculation_heldout,
+    belongs,
     calculation_key,
     draw_terms,
     steps_of,
-    touches_heldout,
 )
 from loopline.tasks.generators.config import GeneratorConfig
 from loopline.tasks.generators.instance import Instance, fill, reply
@@ -97,14 +96,14 @@ TEMPLATES: dict[str, tuple[str, str, str, str]] = {
 }
 
 
-def draw(rng: random.Random, split: str, config: GeneratorConfig) -> Instance | None:
-    """One instance of the split, or None when this draw falls into the other."""
+def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | None:
+    """One instance of the part, or None when this draw falls into another."""
     name = rng.choice(tuple(TEMPLATES))
     signs, story, question, closing = TEMPLATES[name]
     terms = draw_terms(rng, signs, config, low=2)
     if terms is None:
         return None
-    if touches_heldout(terms, config) if split == "train" else not calculation_heldout(terms, config):
+    if not belongs(terms, part, config):
         return None
     a, b, c = rng.sample(NAMES, 3)
     numbers = [abs(term) for term in terms]
