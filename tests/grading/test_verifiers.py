@@ -27,12 +27,14 @@ def score(grader, text, finish="stop", **fields):
         ("14", None, "14"),
         (" 14\n", None, "14"),
         ("<think>a</think>14", "a", "14"),
-        ("<think>a</think>b</think>14", "a</think>b", "14"),
+        ("\n<think>a</think>14", "a", "14"),
+        ("<think>a</think>b</think>14", None, None),
         ("<think></think>", "", ""),
         ("<think>a", "a", None),
-        ("<think>a</think>14<think>", "a</think>14<think>", None),
-        ("14<think>", "", None),
-        ("a</think>14", "a", "14"),
+        ("<think>a</think>14<think>", None, None),
+        ("14<think>", None, None),
+        ("14<think></think>14", None, None),
+        ("a</think>14", None, None),
     ],
 )
 def test_where_the_answer_stands(text, thinking, answer):

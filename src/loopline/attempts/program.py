@@ -20,6 +20,7 @@ from typing import Any
 
 from loopline.attempts.config import HarnessConfig
 from loopline.chat.calls import Call, asks_tool, nearest_tool, parse_call, repair_call
+from loopline.chat.thinking import read_thinking
 from loopline.chat.tokenizer import ASSISTANT, TOOL, Tokenizer
 from loopline.chat.tools import ToolResult, as_plain_text, error_result
 from loopline.environments.arithmetic import wrong_step
@@ -35,8 +36,8 @@ CORRECTIONS = 4
 
 
 def final_answer(text: str) -> str:
-    """What stands after the last `</think>`, stripped."""
-    return text.rsplit("</think>", 1)[-1].strip()
+    """What stands after the thinking part, stripped; empty where there is none (`chat.thinking`)."""
+    return (read_thinking(text).answer or "").strip()
 
 
 @dataclass

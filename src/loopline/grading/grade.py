@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from loopline.chat.thinking import THINK as THINK
+from loopline.chat.thinking import THINK_END as THINK_END
+from loopline.chat.thinking import read_thinking
 from loopline.tasks.task import Task
-
-THINK, THINK_END = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Sample:
     task: Task
     """What was asked."""
     text: str
-    """What the assistant wrote last, thinking included, without the closing `<|end|>`."""
+    """What the assistant wrote last, thinking included, without its stop token (`chat.thinking.answer_text`)."""
     finish: str = "stop"
     """"stop", or "length" when the limit cut it off."""
     messages: tuple[Mapping[str, Any], ...] = ()
@@ -46,22 +47,24 @@ class Grade:
 
 
 def split_thinking(text: str) -> tuple[str | None, str | None]:
-    """(thinking, answer). Thinking is None when the text has none; answer is None when thinking never ends."""
-    if THINK not in text and THINK_END not in text:
-        return None, text.strip()
-    thinking, mark, answer = text.rpartition(THINK_END)
-    if not mark or THINK in answer:
-        return text.partition(THINK)[2], None
-    return thinking.partition(THINK)[2] if THINK in thinking else thinking, answer.strip()
+    """(thinking, answer), the answer stripped.
+
+    Thinking is None when the text has none; answer is None when thinking never ends; both are None for a malformed
+    text, by the rule of `chat.thinking`: thinking stands at the beginning, and is opened and closed once.
+    """
+    found = read_thinking(text)
+    return found.reasoning, None if found.answer is None else found.answer.strip()
 
 
 def rejection(sample: Sample) -> Grade | None:
     """The zero that any grader gives to an answer that was cut off or never came; None when there is an answer."""
     if sample.finish == "length":
         return Grade(0.0, evidence="the output was cut off by the length limit", flags=("truncated",))
-    answer = split_thinking(sample.text)[1]
-    if answer is None:
+    found = read_thinking(sample.text)
+    if found.problem is not None:
+        return Grade(0.0, evidence=f"the thinking part is malformed: {found.problem}", flags=("malformed_think",))
+    if found.answer is None:
         return Grade(0.0, evidence="thinking never ends, so there is no answer", flags=("unclosed_think",))
-    if not answer:
+    if not found.answer.strip():
         return Grade(0.0, evidence="the answer is empty", flags=("empty",))
     return None
