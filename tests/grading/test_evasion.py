@@ -15,7 +15,7 @@ from tests.support_model import tiny_tokenizer
 
 def task(answer="7"):
     question = [{"role": "user", "content": "3+4=?"}]
-    return task_from_row({"id": "t", "family": "x", "messages": question, "answer": answer, "grader": "final_answer"})
+    return task_from_row({"id": "t", "task_set": "x", "messages": question, "answer": answer, "grader": "final_answer"})
 
 
 @pytest.fixture(scope="module")
