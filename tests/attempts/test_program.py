@@ -53,7 +53,7 @@ def test_the_tokens_are_what_the_model_saw_and_said(tokenizer: Tokenizer) -> Non
     seen: list[tuple[list[int], list[int], list[float]]] = []
 
     class Recording(TorchEngine):
-        def generate(self, prompts, sampling, seeds=None, progress=None):  # type: ignore[no-untyped-def]
+        def generate(self, prompts, sampling, seeds=None, finished=None):  # type: ignore[no-untyped-def]
             groups = super().generate(prompts, sampling, seeds)
             for prompt, (done,) in zip(prompts, groups, strict=True):
                 text_ids = tokenizer.encode(search("red cup")) if len(seen) < 15 else done.token_ids

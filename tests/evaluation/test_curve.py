@@ -24,7 +24,7 @@ class Thinker:
     def prompt(self, task):
         return self.tokenizer.render(list(task.with_facts().messages), add_generation_prompt=True)
 
-    def generate(self, prompts, sampling, seeds=None):
+    def generate(self, prompts, sampling, seeds=None, finished=None):
         self.seeds.append((sampling.thinking_budget, list(seeds)))
         groups = []
         for prompt in prompts:

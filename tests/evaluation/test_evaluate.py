@@ -15,7 +15,7 @@ class Oracle:
     def __init__(self, tokenizer, tasks):
         self.tokenizer, self.answers, self.seen = tokenizer, [task.answer for task in tasks], []
 
-    def generate(self, prompts, sampling, seeds=None):
+    def generate(self, prompts, sampling, seeds=None, finished=None):
         self.seen.append(([self.tokenizer.decode(prompt) for prompt in prompts], sampling, list(seeds)))
         groups = []
         for answer in self.answers[: len(prompts)]:

@@ -79,7 +79,7 @@ class Says:
     def __init__(self, tokenizer, *answers):
         self.tokenizer, self.answers = tokenizer, answers
 
-    def generate(self, prompts, sampling, seeds=None):
+    def generate(self, prompts, sampling, seeds=None, finished=None):
         def complete(text, finish):
             ids = self.tokenizer.encode(text) + ([1] if finish == "stop" else [])
             return Completion(ids, [-1.0] * len(ids), finish, 0)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from loopline.attempts.attempt import Attempt
 from loopline.chat.tokenizer import Tokenizer
 from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Grade
@@ -12,6 +13,7 @@ from loopline.grading.graders import GraderSet
 from loopline.grading.reward import RewardConfig
 from loopline.inference.engine import TorchEngine
 from loopline.rl.config import PolicyGradientConfig
+from loopline.rl.group import Group
 from loopline.rl.rollout import RolloutSource
 from loopline.rl.rollout_config import RolloutConfig
 from loopline.rl.sampler import Sampler
@@ -41,6 +43,13 @@ class ParityGraders(GraderSet):
         self.asked[name] += len(samples)
         sizes = [len(sample.text.encode()) for sample in samples]
         return [Grade(None if size % 3 == 0 else float(size % 2 == 0)) for size in sizes]
+
+
+def make_group(completions, grades, rewards, advantages, text="a", of=None):
+    """A group of these completions, all with one text, graded and rewarded."""
+    pairs = enumerate(zip(completions, grades, strict=True))
+    attempts = [Attempt(of or task(1), n, (3, 50, 4), done, text, grade) for n, (done, grade) in pairs]
+    return Group(attempts, rewards, advantages)
 
 
 def policy(seed=3):

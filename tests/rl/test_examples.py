@@ -10,14 +10,13 @@ from loopline.inference.engine import Completion, Sampling, TorchEngine
 from loopline.inference.trajectory import Trajectory
 from loopline.rl.examples import build_examples, example_of, score_examples, trajectory_examples
 from loopline.rl.explain import StepFacts
-from loopline.rl.group import Group
 from loopline.rl.mismatch import Mismatch, compare_logprobs, measure_mismatch
 from loopline.rl.objective import GRPO
 from loopline.rl.rollout import row_of
 from loopline.rl.sampler import Memory
 from loopline.training.batch import Example, build_batch, pack
 from loopline.training.loop import accumulate
-from tests.rl.support import CONFIG, make_sampler, policy, task
+from tests.rl.support import CONFIG, make_group, make_sampler, policy
 from tests.support_model import tiny_model
 
 
@@ -29,7 +28,7 @@ def answer(tokens, forced, finish="stop"):
 def group_of(*completions, rewards):
     advantages = [reward - sum(rewards) / len(rewards) for reward in rewards]
     grades = [Grade(reward) for reward in rewards]
-    return Group(task(1), [3, 50, 4], list(completions), ["a"] * len(completions), grades, rewards, advantages)
+    return make_group(completions, grades, rewards, advantages)
 
 
 def gradient(model, examples, temperature=1.0, rows=2):

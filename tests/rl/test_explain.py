@@ -8,8 +8,8 @@ from loopline.grading.grade import Grade
 from loopline.inference.engine import Completion
 from loopline.rl.advantage import group_advantages
 from loopline.rl.explain import StepFacts, explain
-from loopline.rl.rollout import Group
 from loopline.tasks.task import Task
+from tests.rl.support import make_group
 
 TASK = Task(id="t", task_set="arithmetic", messages=({"role": "user", "content": "1+1=?"},), answer="2", grader="g")
 
@@ -18,9 +18,7 @@ def group(*scores, finish="stop", text="2", tokens=3):
     """A group with these scores, rewarded by them."""
     completions = [Completion([5] * tokens, [-1.0] * tokens, finish, 0) for _ in scores]
     grades = [Grade(score) for score in scores]
-    return Group(
-        TASK, [3], completions, [text] * len(scores), grades, list(scores), group_advantages(list(scores), "group")
-    )
+    return make_group(completions, grades, list(scores), group_advantages(list(scores), "group"), text, TASK)
 
 
 def sentence(*groups):

@@ -8,10 +8,9 @@ from loopline.grading.reward import RewardConfig, compute_rewards
 from loopline.inference.engine import Completion
 from loopline.rl.advantage import group_advantages
 from loopline.rl.examples import build_examples, with_extra
-from loopline.rl.group import Group
 from loopline.rl.objective import GRPO
 from loopline.training.batch import build_batch
-from tests.rl.support import CONFIG, task
+from tests.rl.support import CONFIG, make_group, task
 from tests.support_model import tiny_model
 
 REWARDS = [1.0, 0.0, 0.25]
@@ -24,7 +23,7 @@ def group(kept=(0, 1, 2)):
     finish = ["stop", "stop", "length"]
     made = [Completion(TOKENS[n], [-5.0 - 0.2 * n] * len(TOKENS[n]), finish[n], 0) for n in kept]
     chosen = [[values[n] for n in kept] for values in (REWARDS, advantages)]
-    return Group(task(1), [3, 50, 4], made, ["a"] * len(kept), [Grade(r) for r in chosen[0]], *chosen)
+    return make_group(made, [Grade(r) for r in chosen[0]], *chosen)
 
 
 def measured(group_, mask_truncated, normalizer):

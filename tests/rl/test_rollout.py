@@ -15,12 +15,13 @@ from loopline.grading.graders import GraderSet
 from loopline.grading.reward import RewardConfig
 from loopline.inference.engine import Completion
 from loopline.rl.advantage import group_advantages
+from loopline.rl.examples import build_examples
 from loopline.rl.explain import explain
 from loopline.rl.objective import GRPO
-from loopline.rl.rollout import Group, build_examples, gather_records
+from loopline.rl.rollout import gather_records
 from loopline.training.batch import pack
 from loopline.training.loop import accumulate
-from tests.rl.support import CONFIG, ParityGraders, make_source, task
+from tests.rl.support import CONFIG, ParityGraders, make_group, make_source, task
 from tests.support_model import tiny_model
 
 
@@ -94,7 +95,7 @@ def group(scores, finishes=None, tokens=3):
     ]
     grades = [Grade(score) for score in scores]
     advantages = group_advantages(scores)
-    return Group(task(1), [3, 50, 4], completions, ["a"] * len(scores), grades, list(scores), advantages)
+    return make_group(completions, grades, list(scores), advantages)
 
 
 def test_groups_without_signal_are_dropped_unless_kept():

@@ -5,14 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl
 from loopline.chat.tokenizer import THINK, THINK_END
 from loopline.grading.grade import Grade
 from loopline.grading.reward import LengthConfig, RewardConfig, ToggleConfig
 from loopline.rl.rollout_config import RolloutConfig
 from loopline.rl.sampler import Memory, differs, pack_rollout, unpack_rollout
-from loopline.rl.thinking import render_prompt, thinking_switches
+from loopline.rl.thinking import thinking_switches
 from tests.rl.support import CONFIG, ParityGraders, make_sampler, make_source, policy, task
 
 
@@ -89,30 +88,13 @@ def test_prompts_without_thinking_end_in_a_closed_block_that_no_loss_sees(tokeni
     assert [group.thinking for group in drawn.groups] == [True, False, True, False]
     for group in drawn.groups:
         open_prompt = tokenizer.render(group.task.messages, add_generation_prompt=True)
-        assert group.prompt == (open_prompt if group.thinking else [*open_prompt, THINK, THINK_END])
+        assert list(group.prompt) == (open_prompt if group.thinking else [*open_prompt, THINK, THINK_END])
     source = make_source(tokenizer, graders, tmp_path, rollout=rollout)
     for batch in source.next(0):
         closed = (batch.tokens_BT[:, 1:] == THINK_END) & (batch.tokens_BT[:, :-1] == THINK)
         assert not batch.weights_BT[:, 1:][closed].any()
     rows = read_jsonl(tmp_path / "000000.jsonl")
     assert [row.get("thinking", True) for row in rows] == [True, False, True, False]
-
-
-def test_other_templates_are_told_by_their_own_switch():
-    class Stock:
-        def render(self, messages, add_generation_prompt=False, **options):
-            return [len(messages), add_generation_prompt, options]
-
-    assert render_prompt(Stock(), [1, 2], True) == [2, True, {}]
-    assert render_prompt(Stock(), [1, 2], False) == [2, True, {"enable_thinking": False}]
-
-    class Deaf:
-        def render(self, messages, add_generation_prompt=False, **options):
-            return [len(messages)]
-
-    assert render_prompt(Deaf(), [1, 2], True) == [2]
-    with pytest.raises(UserError, match="the same prompt with enable_thinking and without.*Fix: "):
-        render_prompt(Deaf(), [1, 2], False)
 
 
 def test_budgets_are_found_once_and_hold_from_the_next_visit(tokenizer):

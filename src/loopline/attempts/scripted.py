@@ -10,9 +10,10 @@ can tell the difference. Not covered: sampling.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from loopline.chat.tokenizer import ASSISTANT, END, Tokenizer
-from loopline.inference.engine import Completion, Sampling
+from loopline.inference.engine import Completion, Finished, Sampling
 from loopline.tasks.task import Task
 
 LOGPROB = -0.5
@@ -47,9 +48,24 @@ class ScriptedEngine:
         return cls(tokenizer, script)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
-        return [[self._complete(prompt, sampling)] * sampling.n for prompt in prompts]
+        groups = []
+        for number, prompt in enumerate(prompts):
+            done = self._complete(prompt, sampling)
+            groups.append([replace(done, number=sample) for sample in range(sampling.n)])
+            if finished is not None:
+                for completion in groups[-1]:
+                    finished(number, completion)
+        return groups
+
+    def fingerprint(self) -> str:
+        """Scripts have no digest: the name of this one's version."""
+        return f"script {self.version}"
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[tuple[int, float]]:
         completion = self._complete(prompt, sampling)

@@ -218,8 +218,8 @@ def probe_policy(
     `paid` says whether reference answers paid. Raises `UserError` when nothing can be graded, or nothing pays and no
     reference ever did.
     """
+    from loopline.attempts.ask import answer_text, seed_of
     from loopline.inference.engine import Sampling
-    from loopline.rl.sampler import answer_text, seed_of
 
     chosen = [tasks[number] for number in sorted(ctx.rng("probe").permutation(len(tasks))[: config.probe_prompts])]
     prompts = [engine.tokenizer.render(list(task.messages), add_generation_prompt=True) for task in chosen]
@@ -227,7 +227,7 @@ def probe_policy(
     with ctx.progress("trying the grader on the policy", len(chosen)) as bar:
         groups = engine.generate(prompts, sampling, [seed_of(ctx.seed, "probe", task.id) for task in chosen])
         samples = [
-            Sample(task, answer_text(engine, completion), completion.finish)
+            Sample(task, answer_text(engine.tokenizer, completion), completion.finish)
             for task, group in zip(chosen, groups, strict=True)
             for completion in group
         ]

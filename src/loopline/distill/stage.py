@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import torch
 
+from loopline.attempts.ask import answer_text, seed_of
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
 from loopline.chat.load import load_tokenizer
@@ -24,7 +25,6 @@ from loopline.inference.engine import Sampling, TorchEngine
 from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
-from loopline.rl.rollout import answer_text, seed_of
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 from loopline.tasks.task import load_tasks
@@ -62,7 +62,7 @@ def traces(config: TracesConfig, inputs: Mapping[str, Artifact], ctx: Context) -
                 prompts = [engine.tokenizer.render(task.messages, add_generation_prompt=True) for task in part]
                 groups = engine.generate(prompts, sampling, [seed_of(ctx.seed, task.id) for task in part])
                 samples = [
-                    Sample(task, answer_text(engine, completion), completion.finish)
+                    Sample(task, answer_text(engine.tokenizer, completion), completion.finish)
                     for task, group in zip(part, groups, strict=True)
                     for completion in group
                 ]

@@ -5,7 +5,7 @@ Not covered: how a completion is made (see `inference.scheduler`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -72,3 +72,7 @@ class Completion:
         """Which tokens could have been sampled at each position, (T, vocab_size) boolean."""
         rows = np.frombuffer(b"".join(self.kept_sets), dtype=np.uint8).reshape(len(self.kept_sets), -1)
         return np.unpackbits(rows, axis=1, count=vocab_size, bitorder="little").astype(bool)
+
+
+Finished = Callable[[int, Completion], None]
+"""Is given the number of a prompt and one of its completions, as soon as that is done."""

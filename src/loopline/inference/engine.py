@@ -24,6 +24,7 @@ from loopline.base.errors import UserError
 from loopline.chat.load import load_tokenizer
 from loopline.chat.tokenizer import Tokenizer
 from loopline.inference.completion import Completion as Completion
+from loopline.inference.completion import Finished as Finished
 from loopline.inference.completion import Request as Request
 from loopline.inference.fingerprint import fingerprint
 from loopline.inference.sampling import Sampling as Sampling
@@ -44,9 +45,20 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
-        """`sampling.n` completions of each prompt. `seeds` gives each prompt its own; default seed + position."""
+        """`sampling.n` completions of each prompt. `seeds` gives each prompt its own; default seed + position.
+
+        `finished` is called with every completion as soon as it is done.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """What samples: equal where equal requests have equal answers."""
         ...
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[tuple[int, float]]:
@@ -104,11 +116,11 @@ class TorchEngine:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         seeds: Sequence[int] | None = None,
-        progress: Callable[[int], None] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
         """`sampling.n` completions of each prompt, in the order of `prompts`.
 
-        `progress(1)` is called for each prompt whose samples are done. Raises `UserError` for an empty prompt, or one
+        `finished` is called with every completion as soon as it is done. Raises `UserError` for an empty prompt, or one
         that leaves no room below the model's longest sequence.
         """
         if seeds is None:
@@ -122,8 +134,8 @@ class TorchEngine:
         for place, completion in self.generate_stream(requests):
             number = order[place]
             results[number].append(completion)
-            if progress is not None and len(results[number]) == sampling.n:
-                progress(1)
+            if finished is not None:
+                finished(number, completion)
         for group in results:
             group.sort(key=lambda completion: completion.number)
         return results

@@ -16,7 +16,7 @@ import asyncio
 import functools
 import json
 import random
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -25,7 +25,7 @@ import httpx
 
 from loopline.base.errors import UserError
 from loopline.chat.tokenizer import ROLE_IDS, Tokenizer
-from loopline.inference.completion import Completion
+from loopline.inference.completion import Completion, Finished
 from loopline.inference.sampling import Sampling
 
 T = TypeVar("T")
@@ -49,6 +49,10 @@ class Reply:
     token_ids: list[int] | None = None
     """The tokens' ids, where the server sends them."""
 
+    def completion(self, number: int, version: int) -> Completion:
+        """The reply without its text; ids are empty where the server sends none."""
+        return Completion(list(self.token_ids or []), self.logprobs, self.finish, version, number=number)
+
 
 class OpenAIEngine:
     """A model behind an HTTP server."""
@@ -66,18 +70,15 @@ class OpenAIEngine:
         attempts: int = 6,
         first_wait: float = 0.5,
         ask_token_ids: bool = False,
+        ask_logprobs: bool = True,
         version: int = 0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """`url` ends where `/chat/completions` would follow; `attempts` counts the first; times in seconds."""
         self.url, self.model, self.mode, self.version = url.rstrip("/"), model, mode, version
         self._tokenizer, self.concurrency, self.attempts = tokenizer, concurrency, attempts
-        self.first_wait, self.timeout, self.ask_token_ids, self.transport = (
-            first_wait,
-            timeout,
-            ask_token_ids,
-            transport,
-        )
+        self.first_wait, self.timeout, self.transport = first_wait, timeout, transport
+        self.ask_token_ids, self.ask_logprobs = ask_token_ids, ask_logprobs
         self.headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
     @property
@@ -87,18 +88,38 @@ class OpenAIEngine:
             raise UserError(f"{self.url}: token ids need the served model's tokenizer", "pass it to OpenAIEngine")
         return self._tokenizer
 
+    @property
+    def renders(self) -> bool:
+        """Whether the server must render conversations, since there is no tokenizer here."""
+        return self._tokenizer is None
+
+    def fingerprint(self) -> str:
+        """What samples, as far as one can say from here."""
+        return f"{self.model} at {self.url}, version {self.version}"
+
     def chat(
-        self, conversations: Sequence[Messages], sampling: Sampling, seeds: Sequence[int] | None = None
+        self,
+        conversations: Sequence[Messages],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        replied: Callable[[int, list[Reply]], None] | None = None,
     ) -> list[list[Reply]]:
-        """`sampling.n` replies to each conversation, in order. Needs no tokenizer."""
+        """`sampling.n` replies to each conversation, in order. Needs no tokenizer.
+
+        `replied` is called with the number of a conversation and its replies as soon as they arrive.
+        """
         bodies = [
             self._chat_body(messages, sampling, seed)
             for messages, seed in zip(conversations, _seeds(conversations, sampling, seeds), strict=True)
         ]
-        return _wait_for(self._ask_all("/chat/completions", bodies))
+        return _wait_for(self._ask_all("/chat/completions", bodies, replied))
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
         """`sampling.n` completions of each prompt. Raises `UserError` for what the server refuses or cannot do."""
         self.tokenizer  # noqa: B018  # Missed before anything is asked for.
@@ -106,8 +127,16 @@ class OpenAIEngine:
             self._body(prompt, sampling, seed)
             for prompt, seed in zip(prompts, _seeds(prompts, sampling, seeds), strict=True)
         ]
-        replies: list[list[Reply]] = _wait_for(self._ask_all(self._path, bodies))
-        return [[self._completion(reply, number) for number, reply in enumerate(group)] for group in replies]
+        done: list[list[Completion]] = [[] for _ in bodies]
+
+        def replied(prompt: int, group: list[Reply]) -> None:
+            done[prompt] = [self._completion(reply, number) for number, reply in enumerate(group)]
+            if finished is not None:
+                for completion in done[prompt]:
+                    finished(prompt, completion)
+
+        _wait_for(self._ask_all(self._path, bodies, replied))
+        return done
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[tuple[int, float]]:
         """Ids and log-probs of one completion, as they arrive."""
@@ -153,7 +182,8 @@ class OpenAIEngine:
         return body
 
     def _chat_body(self, messages: Messages, sampling: Sampling, seed: int) -> dict[str, Any]:
-        return {**self._settings(sampling, seed), "messages": [dict(m) for m in messages], "logprobs": True}
+        asked = {"logprobs": True} if self.ask_logprobs else {}
+        return {**self._settings(sampling, seed), "messages": [dict(m) for m in messages], **asked}
 
     def _body(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> dict[str, Any]:
         if self.mode == "chat":
@@ -190,16 +220,21 @@ class OpenAIEngine:
     def _client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=self.transport, timeout=self.timeout, headers=self.headers)
 
-    async def _ask_all(self, path: str, bodies: Sequence[dict[str, Any]]) -> list[list[Reply]]:
+    async def _ask_all(
+        self, path: str, bodies: Sequence[dict[str, Any]], replied: Callable[[int, list[Reply]], None] | None = None
+    ) -> list[list[Reply]]:
         gate = asyncio.Semaphore(self.concurrency)
 
-        async def one(client: httpx.AsyncClient, body: dict[str, Any]) -> list[Reply]:
+        async def one(client: httpx.AsyncClient, number: int, body: dict[str, Any]) -> list[Reply]:
             async with gate:
                 response = await self._post(client, path, body)
-            return self._read(response, body["n"])
+            replies = self._read(response, body["n"])
+            if replied is not None:
+                replied(number, replies)
+            return replies
 
         async with self._client() as client:
-            tasks = [asyncio.create_task(one(client, body)) for body in bodies]
+            tasks = [asyncio.create_task(one(client, number, body)) for number, body in enumerate(bodies)]
             try:
                 return await asyncio.gather(*tasks)
             except BaseException:

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
+from loopline.attempts.ask import answer_text, seed_of
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Sampling, TorchEngine
-from loopline.rl.rollout import answer_text, seed_of
 from loopline.tasks.task import Task
 
 ALIKE = 2.0
@@ -43,7 +43,7 @@ def build_pairs(
     """Rows in OpenAI's preference format, at most one per task, and a count of where they came from."""
     prompts = [engine.tokenizer.render(task.messages, add_generation_prompt=True) for task in tasks]
     sampled = engine.generate(prompts, sampling, [seed_of(seed, task.id) for task in tasks])
-    texts = [[answer_text(engine, completion) for completion in group] for group in sampled]
+    texts = [[answer_text(engine.tokenizer, completion) for completion in group] for group in sampled]
     samples = [
         Sample(task, text, completion.finish)
         for task, group, group_texts in zip(tasks, sampled, texts, strict=True)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loopline.attempts.ask import answer_text, seed_of
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_json, write_jsonl, write_text
 from loopline.chat.load import load_tokenizer
@@ -26,7 +27,6 @@ from loopline.posttrain.config import RejectConfig
 from loopline.posttrain.grpo import refuse_bad_graders
 from loopline.posttrain.scoring import score_conversations
 from loopline.posttrain.selection import Selection, histogram, passes, select
-from loopline.rl.sampler import answer_text, seed_of
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 from loopline.tasks.task import Task, load_tasks
@@ -114,7 +114,7 @@ def _sample_chunk(
     prompts = [engine.tokenizer.render(list(task.messages), add_generation_prompt=True) for task in tasks]
     sampled = engine.generate(prompts, sampling, [seed_of(ctx.seed, task.id) for task in tasks])
     samples = [
-        Sample(task, answer_text(engine, completion), completion.finish)
+        Sample(task, answer_text(engine.tokenizer, completion), completion.finish)
         for task, group in zip(tasks, sampled, strict=True)
         for completion in group
     ]

@@ -1,38 +1,63 @@
-"""One prompt's samples: what was asked, what was sampled, how it was graded and rewarded.
+"""One prompt's samples: the attempts, their rewards and their advantages.
 
 `Group` is what rollouts are made of; `row_of` is its line in `rollouts.jsonl`; `pack_group` and `unpack_group` keep it
-in a training state, so that a resumed run trains on the very samples that were drawn. Not covered: drawing them (see
+in a training state, so that a resumed run trains on the very samples that were there. Not covered: sampling them (see
 `rl.sampler`) and what the loss sees of them (see `rl.examples`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+from loopline.attempts.attempt import Attempt, attempt_from_row
 from loopline.grading.grade import Grade
-from loopline.inference.engine import Completion
+from loopline.inference.completion import Completion
 from loopline.tasks.task import Task, task_from_row
 
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt's samples with their grades, rewards and advantages."""
+    """One prompt's graded attempts with their rewards and advantages."""
 
-    task: Task
-    prompt: list[int]
-    completions: list[Completion]
-    texts: list[str]
-    grades: list[Grade]
+    attempts: list[Attempt]
     rewards: list[float | None]
     advantages: list[float | None]
-    thinking: bool = True
-    """Whether the prompt left room for thinking; False where the template closed it."""
 
     @property
     def has_signal(self) -> bool:
         return any(advantage for advantage in self.advantages if advantage is not None)
+
+    @property
+    def task(self) -> Task:
+        return self.attempts[0].task
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Ids of what the policy saw."""
+        return self.attempts[0].prompt
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the prompt let it think; False where the template closed the thinking part."""
+        return self.attempts[0].thinking
+
+    @property
+    def completions(self) -> list[Completion]:
+        return [attempt.completion for attempt in self.attempts]
+
+    @property
+    def texts(self) -> list[str]:
+        return [attempt.text for attempt in self.attempts]
+
+    @property
+    def grades(self) -> list[Grade]:
+        """By the task's own grader. Raises `ValueError` for attempts that were not graded."""
+        found = [attempt.grade for attempt in self.attempts if attempt.grade is not None]
+        if len(found) < len(self.attempts):
+            raise ValueError("a group's attempts must be graded")
+        return found
 
 
 def token_versions(completion: Completion) -> list[int]:
@@ -61,16 +86,14 @@ def row_of(step: int, group: Group) -> dict[str, Any]:
         **({} if group.thinking else {"thinking": False}),
         "outputs": [
             {
-                "text": text,
-                "score": grade.score,
+                "text": attempt.text,
+                "score": attempt.score,
                 "reward": reward,
                 "flags": list(grade.flags),
-                "finish": completion.finish,
-                "tokens": len(completion.token_ids),
+                "finish": attempt.completion.finish,
+                "tokens": attempt.tokens,
             }
-            for text, grade, reward, completion in zip(
-                group.texts, group.grades, group.rewards, group.completions, strict=True
-            )
+            for attempt, grade, reward in zip(group.attempts, group.grades, group.rewards, strict=True)
         ],
     }
 
@@ -79,29 +102,17 @@ def pack_group(group: Group) -> dict[str, Any]:
     """A group as plain values, floats exact."""
     return {
         "task": group.task.model_dump(mode="json"),
-        "prompt": list(group.prompt),
-        "completions": [asdict(completion) for completion in group.completions],
-        "texts": list(group.texts),
-        "grades": [asdict(grade) for grade in group.grades],
+        "attempts": [attempt.to_row(tokens=True) for attempt in group.attempts],
         "rewards": list(group.rewards),
         "advantages": list(group.advantages),
-        "thinking": group.thinking,
     }
 
 
 def unpack_group(row: dict[str, Any]) -> Group:
     """The group that `pack_group` wrote."""
-    known = {field.name for field in fields(Completion)}
-    return Group(
-        task=task_from_row(row["task"], "a rollout in the training state"),
-        prompt=row["prompt"],
-        completions=[Completion(**{k: v for k, v in c.items() if k in known}) for c in row["completions"]],
-        texts=row["texts"],
-        grades=[Grade(**{**g, "steps": tuple(g["steps"]), "flags": tuple(g["flags"])}) for g in row["grades"]],
-        rewards=row["rewards"],
-        advantages=row["advantages"],
-        thinking=row["thinking"],
-    )
+    task = task_from_row(row["task"], "a rollout in the training state")
+    attempts = [attempt_from_row(attempt, {task.id: task}) for attempt in row["attempts"]]
+    return Group(attempts, row["rewards"], row["advantages"])
 
 
 def tokens_of(groups: Sequence[Group]) -> int:

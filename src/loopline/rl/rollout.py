@@ -31,7 +31,7 @@ from loopline.rl.kl_reward import charge
 from loopline.rl.mismatch import Mismatch, compare_examples, measure_mismatch
 from loopline.rl.overlap import Drawer, Pipeline
 from loopline.rl.rollout_config import RolloutConfig
-from loopline.rl.sampler import Rollout, Sampler, answer_text, seed_of
+from loopline.rl.sampler import Rollout, Sampler
 from loopline.training.batch import Batch, Example
 from loopline.training.policy import policy_weights
 from loopline.training.prefixes import pack_shared
@@ -39,12 +39,10 @@ from loopline.training.prefixes import pack_shared
 __all__ = [
     "Group",
     "RolloutSource",
-    "answer_text",
     "build_examples",
     "gather_records",
     "gather_trained",
     "row_of",
-    "seed_of",
 ]
 
 

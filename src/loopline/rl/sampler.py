@@ -11,29 +11,22 @@ environment (see `harness`) and when a rollout is drawn (see `rl.overlap`).
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from loopline.grading.grade import Grade, Sample
+from loopline.attempts.ask import ask, seed_of
+from loopline.attempts.attempt import Attempt
 from loopline.grading.graders import GraderSet
-from loopline.grading.reward import (
-    RewardConfig,
-    compute_rewards,
-    grade_components,
-    length_budget,
-    shape_by_length,
-)
-from loopline.inference.engine import Completion, Request, Sampling, TorchEngine
+from loopline.grading.reward import RewardConfig, compute_rewards, length_budget, shape_by_length
+from loopline.inference.engine import Engine, Sampling, TorchEngine
 from loopline.rl.advantage import batch_advantages, flat
 from loopline.rl.config import PolicyGradientConfig
-from loopline.rl.grading import Grading
 from loopline.rl.group import Group, pack_group, tokens_of, unpack_group
 from loopline.rl.mismatch import Mismatch, measure_mismatch
 from loopline.rl.rollout_config import RolloutConfig
-from loopline.rl.thinking import render_prompt, thinking_switches
+from loopline.rl.thinking import thinking_switches
 from loopline.tasks.task import Task
 from loopline.training.sources import set_indices
 
@@ -80,23 +73,11 @@ class Rollout:
         return tokens_of(self.groups)
 
 
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from anything with a stable text form."""
-    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
-
-
-def answer_text(engine: TorchEngine, completion: Completion) -> str:
-    """The assistant's text, without the closing mark."""
-    ids = completion.token_ids[:-1] if completion.finish == "stop" else completion.token_ids
-    return engine.tokenizer.decode(ids)
-
-
 @dataclass(frozen=True)
 class Asked:
     """A prompt of a round."""
 
     task: Task
-    prompt: list[int]
     seed: int
     thinking: bool
 
@@ -153,12 +134,7 @@ class Sampler:
         tasks = [self.tasks[task_set][index] for task_set, index in chosen]
         switches = thinking_switches(len(tasks), self.rollout.no_think_share, memory.asked)
         return [
-            Asked(
-                task,
-                render_prompt(self.engine.tokenizer, task.messages, thinking),
-                seed_of(self.seed, number, before + place, task.id),
-                thinking,
-            )
+            Asked(task, seed_of(self.seed, number, before + place, task.id), thinking)
             for place, (task, thinking) in enumerate(zip(tasks, switches, strict=True))
         ]
 
@@ -197,14 +173,14 @@ def compare(groups: Sequence[Group], config: PolicyGradientConfig) -> list[Group
 
 
 def sample_groups(
-    engine: TorchEngine,
+    engine: Engine,
     asked: Sequence[Asked],
     graders: GraderSet,
     reward: RewardConfig,
     config: PolicyGradientConfig,
     rollout: RolloutConfig,
 ) -> list[Group]:
-    """Sample and grade `config.group_size` answers to each prompt, all at once."""
+    """Graded and rewarded groups of `config.group_size` answers, without advantages."""
     sampling = Sampling(
         config.max_new_tokens,
         temperature=config.temperature,
@@ -214,63 +190,28 @@ def sample_groups(
         n=config.group_size,
         thinking_budget=rollout.thinking_budget,
     )
-    if graders.uses_sandbox({item.task.grader for item in asked} | set(reward.graders)):
-        sampled, texts, samples, grades, components = _grade_on_the_way(engine, asked, graders, reward, sampling)
-    else:
-        sampled = engine.generate([item.prompt for item in asked], sampling, [item.seed for item in asked])
-        texts = [[answer_text(engine, completion) for completion in group] for group in sampled]
-        samples = samples_of(asked, sampled, texts)
-        grades, components = graders.grade(samples), grade_components(reward, graders, samples)
-    lengths = [len(completion.token_ids) for group in sampled for completion in group]
-    rewards = compute_rewards(reward, samples, grades, lengths, components)
-    groups = []
-    for number, item in enumerate(asked):
-        part = slice(number * config.group_size, (number + 1) * config.group_size)
-        silent: list[float | None] = [None] * config.group_size
-        groups.append(
-            Group(
-                item.task,
-                item.prompt,
-                sampled[number],
-                texts[number],
-                grades[part],
-                rewards[part],
-                silent,
-                item.thinking,
-            )
-        )
-    return groups
+    groups = ask(
+        engine,
+        [item.task for item in asked],
+        sampling,
+        graders=graders,
+        also=reward.graders,
+        seeds=[item.seed for item in asked],
+        thinking=[item.thinking for item in asked],
+    )
+    silent: list[float | None] = [None] * config.group_size
+    return [Group(group, reward_attempts(reward, group), silent) for group in groups]
 
 
-def samples_of(
-    asked: Sequence[Asked], sampled: Sequence[Sequence[Completion]], texts: Sequence[Sequence[str]]
-) -> list[Sample]:
-    """What is graded, group after group."""
-    return [
-        Sample(item.task, text, completion.finish)
-        for item, group, group_texts in zip(asked, sampled, texts, strict=True)
-        for completion, text in zip(group, group_texts, strict=True)
-    ]
-
-
-def _grade_on_the_way(
-    engine: TorchEngine, asked: Sequence[Asked], graders: GraderSet, reward: RewardConfig, sampling: Sampling
-) -> tuple[list[list[Completion]], list[list[str]], list[Sample], list[Grade], dict[str, list[Grade]]]:
-    """Completions, texts, samples and grades, each answer graded as soon as it is finished."""
-    # The order of `TorchEngine.generate`, so that neighbours, and with them roundings, are the same.
-    order = sorted(range(len(asked)), key=lambda number: (len(asked[number].prompt), number))
-    requests = [Request(asked[number].prompt, sampling, asked[number].seed) for number in order]
-    found: list[dict[int, Completion]] = [{} for _ in asked]
-    with Grading(graders, reward) as grading:
-        for index, completion in engine.generate_stream(requests):
-            number = order[index]
-            found[number][completion.number] = completion
-            sample = Sample(asked[number].task, answer_text(engine, completion), completion.finish)
-            grading.add(number * sampling.n + completion.number, sample)
-        sampled = [[group[number] for number in range(sampling.n)] for group in found]
-        texts = [[answer_text(engine, completion) for completion in group] for group in sampled]
-        grades, components = grading.done(len(asked) * sampling.n)
-    return sampled, texts, samples_of(asked, sampled, texts), grades, components
+def reward_attempts(reward: RewardConfig, attempts: Sequence[Attempt]) -> list[float | None]:
+    """What each attempt of a group earns."""
+    return compute_rewards(
+        reward,
+        [attempt.as_sample() for attempt in attempts],
+        [attempt.grade for attempt in attempts if attempt.grade is not None],
+        [len(attempt.completion.token_ids) for attempt in attempts],
+        {name: [attempt.components[name] for attempt in attempts] for name in reward.graders},
+    )
 
 
 def pack_rollout(rollout: Rollout) -> dict[str, Any]:

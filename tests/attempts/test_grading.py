@@ -5,12 +5,11 @@ import time
 
 import pytest
 
+from loopline.attempts.grading import Grading
 from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
-from loopline.grading.reward import RewardConfig
 from loopline.inference.engine import TorchEngine
-from loopline.rl.grading import Grading
 from loopline.rl.sampler import Memory
 from tests.rl.support import CONFIG, SHARES, make_sampler, policy, task
 
@@ -35,11 +34,11 @@ class Slow(GraderSet):
 
 
 def test_grades_come_back_in_their_places_whatever_the_order():
-    with Slow() as graders, Grading(graders, RewardConfig(weights={"outcome": 1.0, "naive_contains": 0.5})) as grading:
-        texts = ["1", "22", "333", "4444", "2"]
-        for place in (3, 0, 4, 1, 2):
-            grading.add(place, Sample(task(1), texts[place]))
-        grades, components = grading.done(5)
+    with Slow() as graders, Grading(graders, ("naive_contains",)) as grading:
+        samples = [Sample(task(1), text) for text in ("1", "22", "333", "4444", "2")]
+        for place in (3, 0, 4):
+            grading.add(place, samples[place])
+        grades, components = grading.done(samples)
     assert [grade.score for grade in grades] == [0.25, 0.5, 0.75, 1.0, 0.25]
     assert [grade.score for grade in components["naive_contains"]] == [0, 1, 0, 0, 1]
 
@@ -49,11 +48,12 @@ def test_what_a_grader_raises_is_raised_where_grades_are_asked_for():
         def grade(self, samples, name=None):
             raise RuntimeError("the judge has left")
 
-    with Broken() as graders, Grading(graders, RewardConfig()) as grading:
+    with Broken() as graders, Grading(graders) as grading:
+        samples = [Sample(task(1), "2")] * 3
         for place in range(3):
-            grading.add(place, Sample(task(1), "2"))
+            grading.add(place, samples[place])
         with pytest.raises(RuntimeError, match="the judge has left"):
-            grading.done(3)
+            grading.done(samples)
 
 
 def test_graders_that_run_code_are_known():
