@@ -65,7 +65,8 @@ class Attempt:
         task = self.task
         row: dict[str, Any] = {
             "task": task.id,
-            "task_set": task.family,
+            "task_set": task.task_set,
+            "tags": list(task.tags),
             "sample": self.sample,
             "messages": [dict(message) for message in task.messages],
             "output": self.text,
