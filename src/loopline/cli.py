@@ -148,6 +148,27 @@ def report(
 
 
 @app.command()
+def compare(
+    evaluations: Annotated[
+        list[str],
+        typer.Argument(help="Evaluations, the baseline first: results or RUN:NODE of ours, lm-eval, Inspect, JSONL."),
+    ],
+    metric: Annotated[str | None, typer.Option(help="Compare this metric or mode only.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare evaluations item by item with paired tests: better, worse, or not significantly different."""
+    from loopline.evaluation.compare import compare as build
+    from loopline.evaluation.compare import print_report
+    from loopline.evaluation.logs import read_outcomes
+
+    report = build([read_outcomes(argument) for argument in evaluations], metric)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2))
+    else:
+        print_report(report)
+
+
+@app.command()
 def serve(
     directory: RunDirOption = DEFAULT_RUN,
     model: Annotated[

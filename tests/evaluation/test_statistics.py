@@ -10,12 +10,17 @@ from hypothesis import strategies as st
 
 from loopline.evaluation.statistics import (
     bootstrap,
+    difference_interval,
     holm,
     mcnemar,
     mean_interval,
     paired_comparison,
     pass_at_k,
+    pass_hat_k,
     sign_flip,
+    standard_error,
+    t_quantile,
+    tango,
     wilson,
 )
 
@@ -50,6 +55,119 @@ def test_wilson_without_observations_says_nothing():
     assert wilson(0, 0) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"),
+    [
+        # Fagerland, Lydersen and Laake 2013, BMC Medical Research Methodology 13:91: airway hyper-responsiveness before
+        # and after transplantation, exact conditional test 0.070.
+        (1, 7, 0.0703125),
+        # Agresti, Categorical Data Analysis, table of approval ratings (86 and 150 changed): scipy.stats.binomtest.
+        (86, 150, 3.715936139571442e-05),
+        # statsmodels 0.15.0, contingency_tables.mcnemar([[101, 59], [121, 33]], exact=True).
+        (59, 121, 4.4344492637551645e-06),
+        # scipy.stats.binomtest(4000, 8200), where sums of floats would overflow.
+        (4000, 4200, 0.027972423571324654),
+    ],
+)
+def test_mcnemar_known_values(wins, losses, p):
+    assert mcnemar(wins, losses) == pytest.approx(p, rel=1e-9)
+    assert mcnemar(losses, wins) == mcnemar(wins, losses)
+
+
+def test_tango_known_values():
+    # Fagerland, Lydersen and Laake 2014, Statistics in Medicine 33:2850: same data, score interval -0.517 to -0.026.
+    assert tango(1, 7, 21) == (pytest.approx(-0.517, abs=5e-4), pytest.approx(-0.026, abs=5e-4))
+    assert tango(0, 0, 0) == (-1, 1)
+    assert tango(5, 0, 5)[1] == 1 and tango(0, 5, 5)[0] == -1
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 60))
+def test_tango_mirrors_and_holds_its_difference(wins, losses, more):
+    n = wins + losses + more
+    low, high = tango(wins, losses, n)
+    assert -1 <= low < (wins - losses) / n < high <= 1
+    assert tango(losses, wins, n) == (pytest.approx(-high), pytest.approx(-low))
+
+
+@given(st.integers(0, 20), st.integers(0, 20))
+def test_tango_excludes_zero_when_the_score_test_does(wins, losses):
+    # Under a difference of 0 Tango's statistic is McNemar's (b - c) / sqrt(b + c).
+    low, high = tango(wins, losses, 60)
+    statistic = abs(wins - losses) / math.sqrt(max(wins + losses, 1))
+    if abs(statistic - 1.96) > 1e-3:
+        assert (low > 0 or high < 0) == (statistic > 1.96)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "value"),
+    # Tables of Student's t, two-sided 5%.
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (9, 2.2622), (10, 2.2281), (49, 2.0096), (120, 1.9799), (1000, 1.9623)],
+)
+def test_t_quantile_known_values(freedom, value):
+    assert t_quantile(freedom) == pytest.approx(value, abs=6e-5)
+
+
+def test_t_quantile_joins_its_two_ways():
+    assert t_quantile(200) > t_quantile(201) > t_quantile(202)
+    assert t_quantile(200) - t_quantile(201) == pytest.approx(t_quantile(201) - t_quantile(202), rel=0.02)
+    assert t_quantile(0) == math.inf and t_quantile(10**9) == pytest.approx(1.959964, abs=1e-6)
+
+
+SCORES = np.array([1, 1, 0, 0, 1, 0, 0, 0, 1, 1, 0.5, 0.25])
+GROUPS = np.array([0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4])
+
+
+def test_clustered_standard_error_known_value():
+    # statsmodels 0.15.0: OLS(SCORES, ones).fit(cov_type="cluster", cov_kwds={"groups": GROUPS, "use_correction": False}),
+    # bse 0.13456821; times sqrt(5 / 4) for five clusters.
+    assert standard_error(SCORES, GROUPS) == (pytest.approx(0.13456821 * math.sqrt(5 / 4), rel=1e-7), 5)
+    # Miller 2024, arXiv:2411.00640: SE^2 + (1 / n^2) sum over pairs within a cluster, written out.
+    n, deviations = len(SCORES), SCORES - SCORES.mean()
+    within = sum(deviations[i] * deviations[j] for i in range(n) for j in range(n) if i != j and GROUPS[i] == GROUPS[j])
+    squared = float(deviations @ deviations) / n**2 + within / n**2
+    assert standard_error(SCORES, GROUPS)[0] == pytest.approx(math.sqrt(squared * 5 / 4))
+    assert standard_error(SCORES)[0] == pytest.approx(SCORES.std(ddof=1) / math.sqrt(n))
+
+
+def test_difference_interval_known_value():
+    values = np.array([0.3, -0.1, 0.5, 0.2, 0, 0.1, 0.4, -0.2, 0.6, 0.1, 0.2, 0.3, 0.05, -0.05, 0.15])
+    # scipy.stats.ttest_1samp(values, 0).confidence_interval()
+    assert difference_interval(values) == (pytest.approx(0.046702522019), pytest.approx(0.293297477981))
+    # scipy.stats.permutation_test over all sign changes: 0.01196.
+    assert sign_flip(values, 0) == pytest.approx(0.011963, abs=0.004)
+
+
+def test_one_cluster_says_nothing():
+    assert difference_interval(np.array([0.5])) == (-1, 1)
+    assert difference_interval(np.array([3.0, 2.0]), np.array([0, 0])) == (-3, 3)
+    found = mean_interval([1.0, 0.0, 1.0], clusters=["a", "a", "a"])
+    assert (found.low, found.high, found.n) == (0, 1, 3)
+
+
+def test_clusters_widen_the_interval_of_a_mean():
+    scores, names = [1.0] * 30 + [0.0] * 30, [i // 6 for i in range(60)]
+    alone, together = mean_interval(scores), mean_interval(scores, clusters=names)
+    assert (together.value, together.n) == (0.5, 60)
+    assert together.low < alone.low and together.high > alone.high
+    # Ten clusters of equal scores say as much as ten scores, but for t in place of z and the mean being estimated.
+    assert together.low == pytest.approx(wilson(5, 9, t_quantile(9))[0] - 5 / 9 + 0.5, abs=0.03)
+    assert mean_interval(scores, clusters=range(60)) == alone
+
+
+def test_clusters_make_a_comparison_careful():
+    a, b = [1.0] * 8 + [0.0] * 8, [0.0] * 16
+    assert paired_comparison(a, b).better == "a"
+    found = paired_comparison(a, b, clusters=[i // 4 for i in range(16)])
+    assert found.better is None and found.p == 0.5 and found.low < 0 < found.high
+
+
+def test_scores_beyond_one_get_a_bootstrap():
+    found = mean_interval([2.0, 3.0, 5.0, 2.0, 4.0] * 20)
+    assert 2.9 < found.low < 3.2 < found.high < 3.5
+    wide = mean_interval([2.0] * 50 + [4.0] * 50, clusters=[i // 25 for i in range(100)])
+    assert wide.low < 2.6 and wide.high > 3.4
+
+
 @given(st.integers(0, 7), st.integers(0, 7))
 def test_mcnemar_is_the_enumerated_binomial(wins, losses):
     total = wins + losses
@@ -74,14 +192,17 @@ def test_comparison_of_zeros_and_ones():
     found = paired_comparison(a, b)
     assert (found.n, found.better, found.difference) == (100, "a", pytest.approx(0.15))
     assert found.p == pytest.approx(2 / 2**15)
-    assert 0.07 < found.low < 0.15 < found.high < 0.23
+    assert (found.low, found.high) == tango(15, 0, 100)
+    assert 0.07 < found.low < 0.15 < found.high < 0.24
     mirrored = paired_comparison(b, a)
     assert (mirrored.better, mirrored.difference, mirrored.p) == ("b", -found.difference, found.p)
 
 
 def test_equal_systems_are_never_called_better():
     found = paired_comparison([1, 0, 1], [1, 0, 1])
-    assert (found.difference, found.low, found.high, found.p, found.better) == (0, 0, 0, 1, None)
+    assert (found.difference, found.p, found.better) == (0, 1, None)
+    # Three items on which two systems agree do not prove that they always would.
+    assert found.low < -0.5 and found.high > 0.5
 
 
 def test_one_pair_decides_nothing():
@@ -152,6 +273,15 @@ def test_pass_at_k_is_the_enumerated_chance(n, data):
 def test_pass_at_k_refuses_nonsense(n, c, k):
     with pytest.raises(ValueError, match="pass@k needs"):
         pass_at_k(n, c, k)
+    with pytest.raises(ValueError, match=r"pass\^k needs"):
+        pass_hat_k(n, c, k)
+
+
+@given(st.integers(1, 7), st.data())
+def test_pass_hat_k_is_the_enumerated_chance(n, data):
+    c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    subsets = list(itertools.combinations(range(n), k))
+    assert pass_hat_k(n, c, k) == pytest.approx(sum(max(subset) < c for subset in subsets) / len(subsets))
 
 
 def test_holm_known_values():
