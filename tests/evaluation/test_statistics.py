@@ -118,8 +118,8 @@ GROUPS = np.array([0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4])
 
 
 def test_clustered_standard_error_known_value():
-    # statsmodels 0.15.0: OLS(SCORES, ones).fit(cov_type="cluster", cov_kwds={"groups": GROUPS, "use_correction": False}),
-    # bse 0.13456821; times sqrt(5 / 4) for five clusters.
+    # statsmodels 0.15.0: OLS(SCORES, ones).fit(cov_type="cluster", cov_kwds={"groups": GROUPS, "use_correction": 0})
+    # gives bse 0.13456821; times sqrt(5 / 4) for five clusters.
     assert standard_error(SCORES, GROUPS) == (pytest.approx(0.13456821 * math.sqrt(5 / 4), rel=1e-7), 5)
     # Miller 2024, arXiv:2411.00640: SE^2 + (1 / n^2) sum over pairs within a cluster, written out.
     n, deviations = len(SCORES), SCORES - SCORES.mean()
