@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from loopline.attempts import ask as ask_module
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
-from loopline.distill import stage as module
 from loopline.distill.config import QuantizeConfig, StudentBaseConfig, StudentConfig, TracesConfig
 from loopline.distill.stage import quantize, student, student_base, traces
 from loopline.grading.grade import Sample
@@ -61,7 +61,7 @@ def test_only_verified_answers_become_traces(world, made):
 
 
 def test_traces_are_the_same_bytes_twice_and_after_a_crash(world, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 6)
+    monkeypatch.setattr(ask_module, "CHUNK", 6)
     whole = run_traces(world, make_context(tmp_path / "whole", seed=3))
     with pytest.MonkeyPatch.context() as patch:
         cut_off(patch, TorchEngine, "generate", 2)

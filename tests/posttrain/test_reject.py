@@ -2,9 +2,10 @@
 
 import pytest
 
+from loopline.attempts import ask as ask_module
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_jsonl
-from loopline.posttrain import reject as module
+from loopline.inference.engine import TorchEngine
 from loopline.posttrain.config import RejectConfig
 from loopline.posttrain.stage import reject
 from tests.support import make_artifact, make_context
@@ -26,7 +27,7 @@ def inputs(world, tmp_path_factory):
 
 
 def test_the_policy_learns_from_what_it_got_right_twice_and_after_a_crash(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 5)
+    monkeypatch.setattr(ask_module, "CHUNK", 5)
     done = check_training_stage(reject, SMALL, inputs, tmp_path, 6)
     assert changed_weights(inputs["policy"].path, done.out)
     kept, facts = read_jsonl(done.out / "accepted.jsonl"), read_json(done.out / "accepted.json")
@@ -43,31 +44,25 @@ def test_the_policy_learns_from_what_it_got_right_twice_and_after_a_crash(inputs
 
 
 def test_a_killed_run_samples_no_prompt_twice(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 5)
+    monkeypatch.setattr(ask_module, "CHUNK", 5)
     asked = []
-    plain = module._sample_chunk
+    plain = TorchEngine.generate
 
-    def watched(engine, graders, tasks, *rest):
+    def watched(self, prompts, *rest):
         if len(asked) == 2:
             raise KeyboardInterrupt
-        asked.append([task.id for task in tasks])
-        return plain(engine, graders, tasks, *rest)
+        asked.append(prompts)
+        return plain(self, prompts, *rest)
 
-    monkeypatch.setattr(module, "_sample_chunk", watched)
+    monkeypatch.setattr(TorchEngine, "generate", watched)
     with pytest.raises(KeyboardInterrupt):
         reject(SMALL, inputs, make_context(tmp_path))
     first, asked[:] = list(asked), []
-    monkeypatch.setattr(module, "_sample_chunk", plain)
-    seen = []
-    monkeypatch.setattr(
-        module,
-        "_sample_chunk",
-        lambda e, g, tasks, *rest: seen.append([t.id for t in tasks]) or plain(e, g, tasks, *rest),
-    )
+    monkeypatch.setattr(TorchEngine, "generate", lambda self, p, *rest: asked.append(p) or plain(self, p, *rest))
     context = make_context(tmp_path)
     reject(SMALL, inputs, context)
-    sampled = [group["task"] for group in read_jsonl(context.out / "samples.jsonl")]
-    assert [name for chunk in [*first, *seen] for name in chunk] == sampled and seen
+    sampled = read_jsonl(context.out / "samples.jsonl")
+    assert asked and sum(map(len, [*first, *asked])) == len(sampled)
 
 
 def test_held_out_prompts_are_never_sampled(inputs, tmp_path):

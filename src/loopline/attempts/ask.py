@@ -46,21 +46,22 @@ def ask(
     seeds: Sequence[int] | None = None,
     thinking: bool | Sequence[bool] = True,
     state: Path | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Attempt]]:
     """`sampling.n` attempts at each task, in the order of `tasks`.
 
     With `graders` each is graded by its task's own grader, and by those of the set that `also` names. A task's samples
     come from `seed` and its id, or from the seed that `seeds` gives it. `thinking` false, for all tasks or one by one,
-    closes the thinking part in the prompt. `progress` gets the number of tasks that are done. Raises `UserError` for a
-    prompt that does not fit, a grader that is not defined, and a template that cannot close thinking.
+    closes the thinking part in the prompt. With `state`, `chunk` tasks (`CHUNK` unless given) are asked at once.
+    `progress` gets the number of tasks that are done. Raises `UserError` for a prompt that does not fit, a grader that
+    is not defined, and a template that cannot close thinking.
     """
     switches = [thinking] * len(tasks) if isinstance(thinking, bool) else list(thinking)
     seeds = [seed_of(seed, task.id) for task in tasks] if seeds is None else seeds
     if state is None:
         return _ask(engine, tasks, sampling, graders, also, seeds, switches, progress)
-    weights = engine.fingerprint()
+    weights, chunk = engine.fingerprint(), chunk or CHUNK
     groups: list[list[Attempt]] = []
     for start in range(0, len(tasks), chunk):
         part = slice(start, start + chunk)

@@ -218,21 +218,17 @@ def probe_policy(
     `paid` says whether reference answers paid. Raises `UserError` when nothing can be graded, or nothing pays and no
     reference ever did.
     """
-    from loopline.attempts.ask import answer_text, seed_of
+    from loopline.attempts.ask import ask, seed_of
     from loopline.inference.engine import Sampling
 
     chosen = [tasks[number] for number in sorted(ctx.rng("probe").permutation(len(tasks))[: config.probe_prompts])]
-    prompts = [engine.tokenizer.render(list(task.messages), add_generation_prompt=True) for task in chosen]
     sampling = Sampling(config.max_new_tokens, temperature=config.temperature, n=config.probe_samples)
+    seeds = [seed_of(ctx.seed, "probe", task.id) for task in chosen]
     with ctx.progress("trying the grader on the policy", len(chosen)) as bar:
-        groups = engine.generate(prompts, sampling, [seed_of(ctx.seed, "probe", task.id) for task in chosen])
-        samples = [
-            Sample(task, answer_text(engine.tokenizer, completion), completion.finish)
-            for task, group in zip(chosen, groups, strict=True)
-            for completion in group
-        ]
-        grades = graders.grade(samples, GRADER)
-        bar.advance(len(chosen))
+        groups = ask(engine, chosen, sampling, graders=graders, seeds=seeds, progress=bar.advance)
+    attempts = [attempt for group in groups for attempt in group]
+    samples = [attempt.as_sample() for attempt in attempts]
+    grades = [attempt.grade for attempt in attempts if attempt.grade is not None]
     known = [grade.score for grade in grades if grade.score is not None]
     cut = sum(sample.finish == "length" for sample in samples)
     verdict = judge(samples, grades, cut, paid, config)

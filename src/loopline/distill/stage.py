@@ -14,12 +14,11 @@ from collections.abc import Mapping
 
 import torch
 
-from loopline.attempts.ask import answer_text, seed_of
+from loopline.attempts.ask import ask
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
 from loopline.chat.load import load_tokenizer
 from loopline.distill.config import QuantizeConfig, StudentBaseConfig, StudentConfig, TracesConfig
-from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.model.checkpoint import load_model, save_checkpoint
@@ -37,9 +36,6 @@ from loopline.training.objectives import NextToken
 from loopline.training.shards import ShardSet
 from loopline.training.sources import ShardSource, set_indices
 
-CHUNK = 256
-"""Prompts sampled between two saves of `traces`."""
-
 
 def traces(config: TracesConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Sample the teacher on training tasks and keep the verified answers, the shortest of each task."""
@@ -55,39 +51,14 @@ def traces(config: TracesConfig, inputs: Mapping[str, Artifact], ctx: Context) -
         GraderSet.from_json(inputs["graders"] / "graders.json") as graders,
         ctx.progress("sampling traces", len(chosen)) as bar,
     ):
-        for start in range(0, len(chosen), CHUNK):
-            part = chosen[start : start + CHUNK]
-            saved = ctx.state / f"traces-{start:06d}.jsonl"
-            if not saved.exists():
-                prompts = [engine.tokenizer.render(task.messages, add_generation_prompt=True) for task in part]
-                groups = engine.generate(prompts, sampling, [seed_of(ctx.seed, task.id) for task in part])
-                samples = [
-                    Sample(task, answer_text(engine.tokenizer, completion), completion.finish)
-                    for task, group in zip(part, groups, strict=True)
-                    for completion in group
-                ]
-                grades = graders.grade(samples)
-                write_jsonl(
-                    saved,
-                    (
-                        {
-                            "task": s.task.id,
-                            "task_set": s.task.task_set,
-                            "prompt": list(s.task.messages),
-                            "text": s.text,
-                        }
-                        for s, grade in zip(samples, grades, strict=True)
-                        if grade.score == 1
-                    ),
-                )
-            bar.advance(len(part))
-    parts = [ctx.state / f"traces-{start:06d}.jsonl" for start in range(0, len(chosen), CHUNK)]
-    found = [row for part in parts for row in read_jsonl(part)]
-    shortest: dict[str, dict[str, object]] = {}
-    for row in found:
-        best = shortest.get(row["task"])
-        if best is None or (len(row["text"]), row["text"]) < (len(str(best["text"])), str(best["text"])):
-            shortest[row["task"]] = row
+        state = ctx.state / "traces"
+        groups = ask(engine, chosen, sampling, graders=graders, seed=ctx.seed, state=state, progress=bar.advance)
+    verified = [[attempt for attempt in group if attempt.score == 1] for group in groups]
+    shortest = {
+        group[0].task.id: min(group, key=lambda attempt: (len(attempt.text), attempt.text))
+        for group in verified
+        if group
+    }
     if len(shortest) < config.minimum:
         raise UserError(
             f"The teacher solved only {len(shortest)} of {len(chosen)} tasks, fewer than traces.minimum "
@@ -96,14 +67,16 @@ def traces(config: TracesConfig, inputs: Mapping[str, Artifact], ctx: Context) -
         )
     rows = [
         {
-            "task": row["task"],
-            "task_set": row["task_set"],
-            "messages": [*row["prompt"], {"role": "assistant", "content": row["text"]}],  # type: ignore[misc]
+            "task": name,
+            "task_set": best.task.task_set,
+            "messages": [*best.task.messages, {"role": "assistant", "content": best.text}],
         }
-        for row in shortest.values()
+        for name, best in shortest.items()
     ]
     write_jsonl(ctx.out / "traces.jsonl", rows)
-    write_json(ctx.out / "traces.json", {"prompts": len(chosen), "verified": len(found), "kept": len(rows)})
+    write_json(
+        ctx.out / "traces.json", {"prompts": len(chosen), "verified": sum(map(len, verified)), "kept": len(rows)}
+    )
     ctx.metrics.summary(prompts=len(chosen), kept=len(rows))
 
 

@@ -10,14 +10,14 @@ Pairs of a right and a wrong answer to reasoning tasks keep reasoning from payin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from loopline.attempts.ask import answer_text, seed_of
-from loopline.grading.grade import Sample
+from loopline.attempts.ask import ask
 from loopline.grading.graders import GraderSet
-from loopline.inference.engine import Sampling, TorchEngine
+from loopline.inference.engine import Engine, Sampling
 from loopline.tasks.task import Task
 
 ALIKE = 2.0
@@ -33,28 +33,21 @@ def unlike(first: str, second: str) -> float:
 
 
 def build_pairs(
-    engine: TorchEngine,
+    engine: Engine,
     tasks: Sequence[Task],
     graders: GraderSet,
     constitution: Mapping[str, Mapping[str, Any]],
     sampling: Sampling,
     seed: int,
+    state: Path | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows in OpenAI's preference format, at most one per task, and a count of where they came from."""
-    prompts = [engine.tokenizer.render(task.messages, add_generation_prompt=True) for task in tasks]
-    sampled = engine.generate(prompts, sampling, [seed_of(seed, task.id) for task in tasks])
-    texts = [[answer_text(engine.tokenizer, completion) for completion in group] for group in sampled]
-    samples = [
-        Sample(task, text, completion.finish)
-        for task, group, group_texts in zip(tasks, sampled, texts, strict=True)
-        for completion, text in zip(group, group_texts, strict=True)
-    ]
-    grades = iter(graders.grade(samples))
+    groups = ask(engine, tasks, sampling, graders=graders, seed=seed, state=state, progress=progress)
     pairs: list[dict[str, Any]] = []
     counts = {"sampled": 0, "revised": 0, "all follow": 0, "none follow": 0, "could not be graded": 0, "unlike": 0}
-    for task, group_texts in zip(tasks, texts, strict=True):
-        graded_here = [(text, next(grades)) for text in group_texts]
-        scored = [(text, grade.score) for text, grade in graded_here]
+    for task, group in zip(tasks, groups, strict=True):
+        scored = [(attempt.text, attempt.score) for attempt in group]
         good = list(dict.fromkeys(text for text, score in scored if score == 1))
         principle = task.item.get("principle", "correct")
         chosen, origin = None, "sampled"
@@ -65,7 +58,7 @@ def build_pairs(
         # An answer cut off just before its end reads like a good one: it must not be preferred to itself.
         wrong = {text for text, score in scored if score == 0 and text} - {chosen, *good}
         # The opposite conduct before a clumsy try at the right one: manners are what this step is to teach.
-        opposite = {text for text, grade in graded_here if OPPOSITE.intersection(grade.flags)} & wrong
+        opposite = {a.text for a in group if a.grade is not None and OPPOSITE.intersection(a.grade.flags)} & wrong
         bad = sorted(opposite or wrong, key=lambda text: (len(text), text))
         if not bad:
             graded = any(score is not None for _, score in scored)

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loopline.attempts.ask import answer_text, seed_of
+from loopline.attempts.ask import ask
+from loopline.attempts.attempt import Attempt
 from loopline.base.errors import UserError
-from loopline.base.files import read_jsonl, write_json, write_jsonl, write_text
+from loopline.base.files import write_json, write_jsonl, write_text
 from loopline.chat.load import load_tokenizer
-from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.posttrain.card import Section, dataset_card, quantiles, size_category
@@ -33,9 +33,6 @@ from loopline.tasks.task import Task, load_tasks
 from loopline.text.overlap import HeldoutText
 from loopline.training.conversations import conversation_example
 from loopline.training.finetune import fine_tune, position_limit
-
-CHUNK = 64
-"""Prompts sampled between two saves."""
 
 
 def reject(config: RejectConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
@@ -92,61 +89,35 @@ def sample_groups(
     tasks: Sequence[Task], config: RejectConfig, inputs: Mapping[str, Artifact], ctx: Context
 ) -> list[dict[str, Any]]:
     """Graded answers of the policy, one group per task; saved every so many prompts, so that a killed run goes on."""
-    parts = [ctx.state / f"samples-{start:06d}.jsonl" for start in range(0, len(tasks), CHUNK)]
-    with ctx.progress("sampling answers", len(tasks)) as bar:
-        if all(part.exists() for part in parts):
-            bar.advance(len(tasks))
-        else:
-            engine = TorchEngine.from_checkpoint(inputs["policy"].path, device=ctx.device)
-            with GraderSet.from_json(inputs["graders"] / "graders.json", workers=ctx.threads) as graders:
-                for number, part in enumerate(parts):
-                    some = tasks[number * CHUNK : (number + 1) * CHUNK]
-                    if not part.exists():
-                        write_jsonl(part, _sample_chunk(engine, graders, some, config, ctx))
-                    bar.advance(len(some))
-    return [row for part in parts for row in read_jsonl(part)]
-
-
-def _sample_chunk(
-    engine: TorchEngine, graders: GraderSet, tasks: Sequence[Task], config: RejectConfig, ctx: Context
-) -> list[dict[str, Any]]:
+    engine = TorchEngine.from_checkpoint(inputs["policy"].path, device=ctx.device)
     sampling = Sampling(config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, n=config.samples)
-    prompts = [engine.tokenizer.render(list(task.messages), add_generation_prompt=True) for task in tasks]
-    sampled = engine.generate(prompts, sampling, [seed_of(ctx.seed, task.id) for task in tasks])
-    samples = [
-        Sample(task, answer_text(engine.tokenizer, completion), completion.finish)
-        for task, group in zip(tasks, sampled, strict=True)
-        for completion in group
-    ]
-    grades = iter(zip(samples, graders.grade(samples), strict=True))
-    rows = []
-    for task, group in zip(tasks, sampled, strict=True):
-        outputs = [
-            {
-                "text": sample.text,
-                "score": grade.score,
-                "finish": sample.finish,
-                "tokens": len(completion.token_ids),
-                "flags": list(grade.flags),
-                # Written as text and read again, an answer may take more tokens than were sampled.
-                **({"length": _length(engine, task, sample)} if grade.score else {}),
-            }
-            for completion, (sample, grade) in zip(group, grades, strict=False)
-        ]
-        rows.append(
-            {
-                "task": task.id,
-                "task_set": task.task_set,
-                "messages": list(task.messages),
-                "outputs": outputs,
-            }
+    with (
+        GraderSet.from_json(inputs["graders"] / "graders.json", workers=ctx.threads) as graders,
+        ctx.progress("sampling answers", len(tasks)) as bar,
+    ):
+        groups = ask(
+            engine, tasks, sampling, graders=graders, seed=ctx.seed, state=ctx.state / "answers", progress=bar.advance
         )
-    return rows
+    return [
+        {
+            "task": task.id,
+            "task_set": task.task_set,
+            "messages": list(task.messages),
+            "outputs": [_output(engine, attempt) for attempt in group],
+        }
+        for task, group in zip(tasks, groups, strict=True)
+    ]
 
 
-def _length(engine: TorchEngine, task: Task, sample: Sample) -> int:
-    """Tokens of the whole conversation as training reads it."""
-    return len(engine.tokenizer.render([*task.messages, {"role": "assistant", "content": sample.text}]))
+def _output(engine: TorchEngine, attempt: Attempt) -> dict[str, Any]:
+    """One answer as selection reads it."""
+    row = attempt.to_row()
+    output = {"text": attempt.text, **{name: row[name] for name in ("score", "finish", "tokens", "flags")}}
+    if attempt.score:
+        # Written as text and read again, an answer may take more tokens than were sampled.
+        whole = [*attempt.task.messages, {"role": "assistant", "content": attempt.text}]
+        output["length"] = len(engine.tokenizer.render(whole))
+    return output
 
 
 def rank(groups: Sequence[dict[str, Any]], model: Path, config: RejectConfig, ctx: Context) -> None:
