@@ -26,6 +26,7 @@ COMMANDS = [
     ["report"],
     ["serve"],
     ["chat"],
+    ["compare"],
     ["loop"],
     ["loop", "traffic"],
     ["loop", "benchmarks"],
