@@ -252,6 +252,22 @@ def stages(as_json: JsonOption = False) -> None:
     _table(["room", "stage", "section", "takes"], cells)
 
 
+@app.command("export")
+def export_model(
+    model: Annotated[str, typer.Argument(help="Checkpoint directory, .gguf file or package:NAME.")],
+    out: Annotated[Path, typer.Option(help="Directory to write into.")],
+    to: Annotated[str, typer.Option(help="safetensors or gguf.")] = "safetensors",
+    type_: Annotated[str, typer.Option("--type", help="GGUF: f16, q8_0, bf16 or f32.")] = "f16",
+    dtype: Annotated[str, typer.Option(help="safetensors: source, float32, bfloat16 or float16.")] = "source",
+    name: Annotated[str, typer.Option(help="What a GGUF file calls the model.")] = "model",
+) -> None:
+    """Write a checkpoint as safetensors, or as one GGUF file for llama.cpp."""
+    from loopline.release.export import export_model as export
+
+    for file in export(model, out, to=to, type=type_, dtype=dtype, name=name):
+        _say(f"Wrote {file} ({file.stat().st_size / 1e6:,.1f} MB)")
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loopline.base.errors import UserError
 from loopline.model.adapter_config import LoRAConfig
@@ -27,6 +27,7 @@ from loopline.model.decoder import Decoder
 from loopline.model.huggingface import HuggingFaceModel
 from loopline.model.language_model import LanguageModel
 from loopline.model.layout import from_huggingface, split_fused_experts
+from loopline.model.merged import merged_tensors
 
 NAME = "default"
 """What `peft` calls an adapter that nobody named."""
@@ -96,28 +97,6 @@ def disabled(model: HuggingFaceModel) -> Iterator[HuggingFaceModel]:
         yield model
 
 
-@torch.no_grad()
-def merged_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The module's state dict, four-bit weights unpacked and every adapter added; the module is not changed."""
-    state: dict[str, Tensor] = {}
-    deltas: dict[str, Tensor] = {}
-    unpacked: dict[str, Tensor] = {}
-    part: Any
-    for name, part in module.named_modules():
-        if _is_packed(part):
-            unpacked[f"{name}.weight"] = _unpack(part)
-        for adapter in getattr(part, "active_adapters", ()) if hasattr(part, "get_delta_weight") else ():
-            deltas[f"{name}.weight"] = deltas.get(f"{name}.weight", 0) + part.get_delta_weight(adapter)
-    for name, stored in module.state_dict().items():
-        # "...weight.absmax" and its like are constants of a packed weight.
-        if ".lora_" in name or f"{name.partition('.weight.')[0]}.weight" in unpacked and ".weight." in name:
-            continue
-        value = unpacked.get(name, stored)
-        plain = name.replace(".base_layer.", ".")
-        state[plain] = value + deltas[plain].to(value.dtype) if plain in deltas else value
-    return state
-
-
 def merged_state(model: HuggingFaceModel, engine_model: LanguageModel) -> dict[str, Tensor]:
     """The state dict of `engine_model` (a `Decoder` of the same checkpoint, or a plain `HuggingFaceModel`), merged.
 
@@ -127,23 +106,6 @@ def merged_state(model: HuggingFaceModel, engine_model: LanguageModel) -> dict[s
         tensors = split_fused_experts(merged_tensors(model.module))
         return from_huggingface(tensors, engine_model.config)
     return {f"module.{name}": value for name, value in merged_tensors(model.module).items()}
-
-
-def quantized(module: nn.Module) -> bool:
-    """Whether any of the module's weights are packed into four bits."""
-    return any(_is_packed(part) for part in module.modules())
-
-
-def _is_packed(part: nn.Module) -> bool:
-    # The layers that `peft` puts around these have the same name, and the weight as a property.
-    return type(part).__name__ == "Linear4bit" and not hasattr(part, "base_layer")
-
-
-def _unpack(part: Any) -> Tensor:
-    from bitsandbytes.functional import dequantize_4bit
-
-    weight: Tensor = dequantize_4bit(part.weight.data, part.weight.quant_state)
-    return weight.to(part.compute_dtype)
 
 
 def _keep(model: HuggingFaceModel, adapter: Any) -> None:

@@ -5,7 +5,7 @@
 
 Llama, Qwen2, Qwen3 and Qwen3-MoE become a `Decoder`, everything else a `HuggingFaceModel` (needs the extra "hf"), and a
 directory of `...ForSequenceClassification` a `ScoreModel`. The bytes depend on the weights only, so equal weights give
-equal files. Not covered: writing shards, weights in pickles.
+equal files; above a limit they are written in shards. Not covered: weights in pickles.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from loopline.base.errors import UserError
-from loopline.base.files import read_json, write_bytes, write_json
+from loopline.base.files import read_json, write_json
 from loopline.model.config import ModelConfig, unsupported
 from loopline.model.decoder import Decoder
-from loopline.model.language_model import LanguageModel, Source
+from loopline.model.given import LICENCE_FILES
+from loopline.model.language_model import SOURCE_DTYPE, LanguageModel, Source, source_dtype
 from loopline.model.layout import from_huggingface, pieces, split_fused_experts
 from loopline.model.quantization import QUANTIZATION_CONFIG, dequantize_tensors, quantize_tensors
-from loopline.model.weights import read_tensors
+from loopline.model.weights import SHARD_BYTES, read_tensors, write_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -47,12 +47,13 @@ def save_checkpoint(
     out: Path,
     int8: bool = False,
     dtype: torch.dtype | Literal["source"] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a checkpoint directory; each file is written atomically.
+    """Write a checkpoint directory; each file is written atomically. Tokenizer and licence come from `tokenizer_dir`.
 
     A model that was read from a directory keeps its tensor names, every key of its config.json and its
     generation_config.json. `dtype` None writes the weights as the model has them, "source" as they were on disk.
-    `int8` quantizes the linear weights.
+    `int8` quantizes the linear weights. Weights of more than `shard_bytes` are written in several files.
     """
     out.mkdir(parents=True, exist_ok=True)
     config, tensors = model.export()
@@ -60,7 +61,7 @@ def save_checkpoint(
         dtype = None if model.source is None else model.source.dtype
     if dtype is not None:
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
-    _name_dtype(config, tensors)
+    _name_dtype(config, tensors, None if model.source is None else model.source.dtype)
     config.pop("quantization_config", None)
     if int8:
         config, tensors = config | {"quantization_config": QUANTIZATION_CONFIG}, quantize_tensors(tensors)
@@ -68,10 +69,19 @@ def save_checkpoint(
     generation = {"eos_token_id": 1, "pad_token_id": 0, "do_sample": True}
     if model.source is None or model.source.generation is not None:
         write_json(out / "generation_config.json", generation if model.source is None else model.source.generation)
-    write_bytes(out / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-    for name in TOKENIZER_FILES:
-        if (tokenizer_dir / name).exists():
-            shutil.copyfile(tokenizer_dir / name, out / name)
+    sizes = {name: value.numel() * value.element_size() for name, value in tensors.items()}
+    write_tensors(out, sizes, tensors.__getitem__, shard_bytes)
+    copy_companions(tokenizer_dir, out)
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy tokenizer, chat template and licence from one checkpoint directory into another."""
+    if source.resolve() == out.resolve():
+        return
+    for pattern in (*TOKENIZER_FILES, *LICENCE_FILES):
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, out / file.name)
 
 
 def load_model(path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LanguageModel:
@@ -95,9 +105,8 @@ def load_model(path: Path, device: str = "cpu", dtype: torch.dtype = torch.float
     del stored
     generation = path / "generation_config.json"
     extra = {name: tensors.pop(name) for name in sorted(tensors) if name.endswith("rotary_emb.inv_freq")}
-    source = Source(
-        raw, read_json(generation) if generation.exists() else None, names, next(iter(kept.values()), None), extra
-    )
+    origin = source_dtype(raw, next(iter(kept.values()), None))
+    source = Source(raw, read_json(generation) if generation.exists() else None, names, origin, extra)
     scores = str((raw.get("architectures") or [""])[0]).endswith(SCORE_SUFFIX)
     score = tensors.pop("score.weight", None) if scores else None
     if config.tie_word_embeddings or scores:
@@ -137,11 +146,15 @@ def _fill(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> Decode
     return model
 
 
-def _name_dtype(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Let the config say the weights' type, under the key it has for it."""
+def _name_dtype(config: dict[str, Any], tensors: dict[str, Tensor], source: torch.dtype | None) -> None:
+    """Let the config say the weights' type, under the key it has for it, and the source's where that is another."""
     kind = next(
         (str(value.dtype).removeprefix("torch.") for value in tensors.values() if value.is_floating_point()), ""
     )
     for key in ("dtype", "torch_dtype"):
         if key in config and kind:
             config[key] = kind
+    config.pop(SOURCE_DTYPE, None)
+    origin = str(source).removeprefix("torch.")
+    if source is not None and kind and origin != kind:
+        config[SOURCE_DTYPE] = origin

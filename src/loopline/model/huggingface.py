@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from loopline.base.errors import UserError
 from loopline.base.files import read_json
 from loopline.model.cache import KeyValueCache, write_at
-from loopline.model.language_model import LanguageModel, Source
+from loopline.model.language_model import LanguageModel, Source, source_dtype
+from loopline.model.merged import merged_tensors, quantized
 from loopline.model.segments import Segments
 from loopline.model.weights import tensor_names
 
@@ -204,8 +205,6 @@ class HuggingFaceModel(LanguageModel):
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """`config.json` and tensors as `save_pretrained` has them, adapters merged; every key the source had stays."""
-        from loopline.model.adapter import merged_tensors, quantized
-
         if self.source is not None and quantized(self.module):
             # `transformers` would write the packed weights; the names of the unpacked ones are those of the source.
             tensors = {k: v.detach().cpu() for k, v in merged_tensors(self.module).items() if k in self.source.tensors}
@@ -249,7 +248,7 @@ def load_huggingface(
     generation = path / "generation_config.json"
     stored = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
     names = tensor_names(path)
-    source = Source(raw, read_json(generation) if generation.exists() else None, names, stored)
+    source = Source(raw, read_json(generation) if generation.exists() else None, names, source_dtype(raw, stored))
     return HuggingFaceModel(module if four_bit else module.to(device), source)
 
 

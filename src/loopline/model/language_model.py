@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from loopline.model.cache import KeyValueCache
 from loopline.model.segments import Segments
 
+SOURCE_DTYPE = "source_dtype"
+"""Key of config.json for the type that the weights had before training here changed it."""
+
 
 class LanguageModelConfig(Protocol):
     """What every model's config says."""
@@ -47,6 +50,12 @@ class Source:
     """Type of its weights on disk."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors that are no weights, such as the rotary frequencies of early Llama checkpoints."""
+
+
+def source_dtype(raw: Mapping[str, Any], stored: torch.dtype | None) -> torch.dtype | None:
+    """The type that weights had before they were trained here; `stored` is that of the file."""
+    named: torch.dtype | None = getattr(torch, str(raw.get(SOURCE_DTYPE)), None)
+    return named or stored
 
 
 class LanguageModel(nn.Module):

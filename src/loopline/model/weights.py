@@ -1,20 +1,26 @@
 """Tensors of a checkpoint directory: one `model.safetensors`, or shards that an index names.
 
+    tensors = read_tensors(path)
+    write_tensors(out, {name: SIZE_IN_BYTES, ...}, tensors.__getitem__)      # shards above the limit
+
 Not covered: pickled weights (`pytorch_model.bin`), which run code when they are read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from loopline.base.errors import UserError
-from loopline.base.files import read_json
+from loopline.base.files import read_json, write_bytes, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+"""Largest file of weights, unless asked otherwise: a shard is built in memory before it is written."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -35,6 +41,32 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if missing:
         raise UserError(f"No shard in {path} holds {missing[0]}, which {INDEX} names", "download the checkpoint again")
     return tensors
+
+
+def write_tensors(out: Path, sizes: Mapping[str, int], load: Callable[[str], Tensor], limit: int = SHARD_BYTES) -> None:
+    """Write tensors into `out` in the order of `sizes` (bytes, by name): one file, or shards of at most `limit` bytes.
+
+    `load` is called once for each name, so that only one shard is in memory. A tensor above the limit has a shard of
+    its own. Weights that lay there before are removed.
+    """
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    count = len(shards)
+    files = [SINGLE] if count == 1 else [f"model-{k:05d}-of-{count:05d}.safetensors" for k in range(1, count + 1)]
+    for file, names in zip(files, shards, strict=True):
+        write_bytes(out / file, save({name: load(name) for name in names}, metadata={"format": "pt"}))
+    if count > 1:
+        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        write_json(out / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})
+    for old in {*out.glob("model*.safetensors"), *out.glob(INDEX)}:
+        if old.name not in (*files, *([INDEX] if count > 1 else [])):
+            old.unlink()
 
 
 def tensor_names(path: Path) -> frozenset[str]:
