@@ -93,7 +93,7 @@ def resolve_model(name: str, base: Path) -> Path:
         return path
     if not path.is_dir():
         hint = "download the model first and give its directory" if len(Path(name).parts) == 2 else "check the path"
-        raise UserError(f"There is no model directory or .gguf file {path}", hint)
+        raise UserError(f"There is no model directory {path}", hint)
     return check_directory(path)
 
 
