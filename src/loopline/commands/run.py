@@ -17,9 +17,10 @@ from typing import Any
 from loopline.base.config import Config
 from loopline.base.errors import UserError
 from loopline.commands.config import FineTuneConfig, PreferenceConfig, ProbeConfig, ReinforceConfig, RewardModelConfig
-from loopline.commands.given import Digests, given_file, given_model
+from loopline.commands.given import given_file, given_model
 from loopline.graph import StageSpec
 from loopline.line import run_line
+from loopline.model.given import Digests
 from loopline.posttrain.config import RejectConfig
 from loopline.recipe import ComputeConfig, Recipe, parse_settings, read_overrides
 from loopline.store.artifact import Artifact
