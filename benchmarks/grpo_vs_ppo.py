@@ -47,8 +47,7 @@ from loopline.posttrain.stage import grpo, sft
 from loopline.store.artifact import Artifact, content_digest
 from loopline.store.context import Context
 from loopline.tasks.generators import arithmetic
-from loopline.tasks.generators.config import GeneratorConfig
-from loopline.tasks.generators.generate import GRADERS
+from loopline.tasks.generators.config import GeneratorSettings
 from loopline.tasks.generators.instance import collect, random_for, rows
 from loopline.training.config import OptimizerConfig
 
@@ -101,11 +100,11 @@ def context(path: Path, seed: int, threads: int) -> Context:
 
 def prepare(root: Path, settings: dict[str, Any], threads: int) -> dict[str, Path]:
     """Tasks, audited graders, and a policy that solves some of the tasks."""
-    config = GeneratorConfig(**settings["generator"])
+    config = GeneratorSettings(**settings["generator"])
     for part, count in (("train", settings["tasks"]), ("heldout", 50)):
         rng = random_for(0, "arithmetic", part)
         found = collect(lambda rng=rng, part=part: arithmetic.draw(rng, part, config), count, part)
-        write_jsonl(root / "tasks" / f"{part}.jsonl", rows("arithmetic", part, GRADERS["arithmetic"], found))
+        write_jsonl(root / "tasks" / f"{part}.jsonl", rows("arithmetic", part, "final_answer", found, ("reasoning",)))
     tasks = artifact(root / "tasks", "tasks")
     texts = [row["responses"][0]["messages"][0]["content"] for row in read_jsonl(root / "tasks" / "train.jsonl")]
     fast = tokenizers.train(texts, 272)

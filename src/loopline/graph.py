@@ -27,7 +27,7 @@ ROOMS = {
 
 CONFIGS = {
     "raw": "loopline.corpus.config:RawConfig",
-    "tasks": "loopline.corpus.config:TasksConfig",
+    "tasks": "loopline.tasks.config:TasksConfig",
     "data": "loopline.corpus.config:DataConfig",
     "plan": "loopline.plan.config:PlanConfig",
     "pretrain": "loopline.pretrain.config:PretrainConfig",
@@ -106,7 +106,7 @@ CANDIDATES = ("sft", "grpo", "rft", "align", "student", "quantize")
 
 LINE: tuple[StageSpec, ...] = (
     StageSpec("raw", 1, "loopline.corpus.stage:raw", kind="documents"),
-    StageSpec("tasks", 1, "loopline.corpus.stage:tasks", kind="tasks"),
+    StageSpec("tasks", 1, "loopline.tasks.stage:tasks", kind="tasks"),
     StageSpec("data", 2, "loopline.corpus.stage:data", {"raw": "raw", "tasks": "tasks"}, kind="corpus"),
     StageSpec("graders", 6, "loopline.grading.stage:graders", {"tasks": "tasks"}, kind="graders"),
     StageSpec("plan", 3, "loopline.plan.stage:plan", {"data": "data"}, kind="plan"),

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
 from loopline.corpus.config import DecontaminationConfig, PythonConfig
-from loopline.corpus.decontaminate import HeldoutIndex, normal_form, step, task_items
+from loopline.corpus.decontaminate import HeldoutIndex, step, task_items
 from loopline.corpus.document import make_document
 from loopline.corpus.python_source import read_python
+from loopline.text.words import normal_form
 
 CONFIG = DecontaminationConfig()
 WORDS = [f"word{n}" for n in range(400)]

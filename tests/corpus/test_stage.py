@@ -1,4 +1,4 @@
-"""The four stages end to end on real text: formats, promises, and equal bytes in every process."""
+"""The three stages end to end on real text: formats, promises, and equal bytes in every process."""
 
 import hashlib
 import json
@@ -12,10 +12,12 @@ import pytest
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_jsonl
 from loopline.chat.tokenizer import Tokenizer
-from loopline.corpus.config import DataConfig, RawConfig, TasksConfig, TrafficDataConfig
+from loopline.corpus.config import DataConfig, RawConfig, TrafficDataConfig
 from loopline.corpus.decontaminate import HeldoutIndex
 from loopline.corpus.document import read_documents
-from loopline.corpus.stage import data, raw, separate, tasks, traffic_data
+from loopline.corpus.stage import data, raw, traffic_data
+from loopline.tasks.generators.config import GeneratorConfig
+from loopline.tasks.generators.generate import write_tasks
 from loopline.training.shards import ShardSet
 from tests.support import make_artifact, make_context
 
@@ -41,7 +43,7 @@ GENERATORS = {
 }
 RAW = {
     "python": {"code_megabytes": 0.3, "docstring_megabytes": 0.3, "readme_megabytes": 0.1, "licence_megabytes": 0.05},
-    "synthetic": GENERATORS,
+    "synthetic": {"documents": GENERATORS["documents"]},
 }
 DATA = {"tokenizer": {"vocab_size": 400, "train_megabytes": 0.5}}
 
@@ -51,7 +53,7 @@ def build(root: Path) -> None:
     context = make_context(root / "1")
     raw(RawConfig.model_validate(RAW), {}, context)
     tasks_context = make_context(root / "2")
-    tasks(TasksConfig.model_validate({"generators": GENERATORS}), {}, tasks_context)
+    write_tasks(GeneratorConfig.model_validate(GENERATORS), 0, tasks_context.out)
     inputs = {"raw": make_artifact(context.out), "tasks": make_artifact(tasks_context.out)}
     data_context = make_context(root / "3")
     data(DataConfig.model_validate(DATA), inputs, data_context)
@@ -133,27 +135,6 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(built, tmp_path)
     here = digests(built)
     assert here == digests(tmp_path)
     assert sum(name.startswith("data/shards") for name in here) >= 20
-
-
-def test_task_splits_are_kept_apart():
-    def row(name, prompt, answer="1", grader="final_answer"):
-        return {"id": name, "messages": [{"role": "user", "content": prompt}], "answer": answer, "grader": grader}
-
-    heldout = [row("h1", "12+5-3=?"), row("h2", "Reverse text x.", "def f(x): return x[::-1]", "code_tests")]
-    train = [
-        row("t1", "12 + 5 - 3 ="),
-        row("t2", "12+5-3+1=?"),
-        row("t3", "Reverse list x.", "def f(x): return x[::-1]", "code_tests"),
-        row("h2", "Another."),
-        row("t4", "Other", "1"),
-    ]
-    assert [kept["id"] for kept in separate(train, heldout)] == ["t2", "t4"]
-
-
-def test_generated_parts_share_nothing(built):
-    train, dev, heldout = (read_jsonl(built / "tasks" / f"{part}.jsonl") for part in ("train", "dev", "heldout"))
-    assert len(heldout) == len(dev) == 7 * 40
-    assert separate(train, dev + heldout) == train and separate(dev, heldout) == dev
 
 
 def test_broken_sources_are_refused_before_anything_is_written(tmp_path):

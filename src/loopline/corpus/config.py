@@ -1,4 +1,4 @@
-"""Typed settings of the corpus stages: raw documents, synthetic tasks, data engineering, data from traffic.
+"""Typed settings of the corpus stages: raw documents, data engineering, data from traffic.
 
 Nothing here imports torch or reads a document. A source's files are identity, not only its path: `RawConfig` carries a
 fingerprint of their names, sizes and times, so a changed folder is a changed corpus.
@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from loopline.base.config import Config
 from loopline.base.stage import Takes, stage
 from loopline.corpus.installed import environment
-from loopline.tasks.generators.config import GeneratorConfig
+from loopline.tasks.generators.config import SyntheticConfig
 
 
 class PythonConfig(Config):
@@ -66,8 +66,9 @@ class RawConfig(Config):
     """The default corpus, read from the running Python installation; `null` leaves it out."""
     sources: tuple[SourceConfig, ...] = ()
     """Sources of your own."""
-    synthetic: GeneratorConfig | None = GeneratorConfig()
-    """Generated documents (`synthetic/<task set>`); `null` leaves them out. Keep it equal to the tasks stage's."""
+    synthetic: SyntheticConfig | None = SyntheticConfig()
+    """Generated documents (`synthetic/<task set>`); `null` leaves them out. Keep the ranges equal to
+    the `settings` of generated task sets."""
     fingerprint: str = ""
     """Filled in when the config is read: what the sources hold now. Leave it out of recipes."""
 
@@ -96,14 +97,6 @@ class RawConfig(Config):
                     relative = path.name if path == root else path.relative_to(root).as_posix()
                     state.update(f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return state.hexdigest()
-
-
-@stage("tasks", run="loopline.corpus.stage:tasks", takes={}, gives="tasks", area=1)
-class TasksConfig(Config):
-    """Stage `tasks`: synthetic tasks in two parts that share no instance."""
-
-    generators: GeneratorConfig = GeneratorConfig()
-    """Instances per task set and their ranges."""
 
 
 class QualityRules(Config):

@@ -12,7 +12,6 @@ Not covered: paraphrases and translations.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,11 +201,6 @@ def task_items(row: dict[str, Any]) -> list[tuple[str, str]]:
     facts = row.get("facts", [])
     items += [(row["id"], fact if isinstance(fact, str) else json.dumps(fact, sort_keys=True)) for fact in facts]
     return items
-
-
-def normal_form(text: str) -> str:
-    """An item without case, spacing and marks at its edges: equal items have equal normal forms."""
-    return " ".join(re.findall(r"\w+|[^\w\s]", text.lower())).strip(_EDGE_TEXT)
 
 
 def step(documents: Sequence[Document], index: HeldoutIndex, config: DecontaminationConfig) -> Change:

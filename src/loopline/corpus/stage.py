@@ -1,9 +1,8 @@
-"""The corpus stages: `raw` documents, synthetic `tasks`, `data` (shards and tokenizer), `traffic_data` (loop A).
+"""The corpus stages: `raw` documents, `data` (shards and tokenizer), `traffic_data` (loop A).
 
 Use: named in a recipe and run by the line, or called with a config, input artifacts and a context. Formats:
-raw writes documents.parquet and sources.json; tasks writes train.jsonl, dev.jsonl, heldout.jsonl, documents.jsonl and
-constitution.json; data writes tokenizer/, shards/, manifest.json and funnel.json; traffic_data writes sft.jsonl,
-preferences.jsonl and funnel.json. Not covered: choosing mixture weights (see `plan`).
+raw writes documents.parquet and sources.json; data writes tokenizer/, shards/, manifest.json and funnel.json;
+traffic_data writes sft.jsonl, preferences.jsonl and funnel.json. Not covered: choosing mixture weights (see `plan`).
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_json, write_jsonl
 from loopline.corpus import decontaminate, dedup, language, licences, neardup, normalize, pii, quality, split
-from loopline.corpus.config import DataConfig, RawConfig, TasksConfig, TrafficDataConfig
-from loopline.corpus.decontaminate import HeldoutIndex, normal_form, task_items
+from loopline.corpus.config import DataConfig, RawConfig, TrafficDataConfig
+from loopline.corpus.decontaminate import HeldoutIndex
 from loopline.corpus.document import Document, count_by_source, read_documents, write_documents
 from loopline.corpus.funnel import Change, Funnel
 from loopline.corpus.python_source import read_python
@@ -26,7 +25,7 @@ from loopline.corpus.tokenizer import plain, save, train, training_texts
 from loopline.corpus.traffic import collect
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
-from loopline.tasks.generators.generate import generate_documents, write_tasks
+from loopline.tasks.generators.generate import generate_documents
 
 
 def raw(config: RawConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
@@ -50,34 +49,6 @@ def raw(config: RawConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
     ctx.metrics.summary(
         documents=len(documents), megabytes=sum(entry["bytes"] for entry in counts.values()) / 1e6, sources=len(counts)
     )
-
-
-def tasks(config: TasksConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
-    """Generate the tasks; a training task that is a held-out task under another name is left out."""
-    made = write_tasks(config.generators, ctx.seed, ctx.out)
-    dev = separate(made.dev, made.heldout)
-    train = separate(made.train, [*made.heldout, *dev])
-    if len(dev) < len(made.dev):
-        write_jsonl(ctx.out / "dev.jsonl", dev)
-    if len(train) < len(made.train):
-        write_jsonl(ctx.out / "train.jsonl", train)
-    left_out = len(made.train) - len(train) + len(made.dev) - len(dev)
-    ctx.metrics.summary(train=len(train), dev=len(dev), heldout=len(made.heldout), left_out=left_out)
-
-
-def separate(train_rows: list[dict[str, Any]], heldout_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The training tasks that share no id, prompt or program with a held-out task.
-
-    Case, spacing and closing marks make no difference. That one problem is part of a longer one is allowed: its answer
-    is another. The generators keep instances apart by key; this holds whatever they take for a key.
-    """
-    held = {normal_form(text) for row in heldout_rows for _, text in task_items(row)}
-    held |= {row["id"] for row in heldout_rows}
-    return [
-        row
-        for row in train_rows
-        if row["id"] not in held and not any(normal_form(text) in held for _, text in task_items(row))
-    ]
 
 
 def data(config: DataConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:

@@ -16,6 +16,7 @@ from loopline.tasks.generators import arithmetic, code, format, lookup, ordering
 from loopline.tasks.generators.config import DocumentBytes, GeneratorConfig, TrainCounts
 from loopline.tasks.generators.generate import (
     FAMILIES,
+    GENERATORS,
     generate_documents,
     generate_tasks,
     instances,
@@ -74,8 +75,10 @@ def test_a_task_set_may_have_a_heldout_count_of_its_own(tasks):
 @pytest.mark.parametrize("task_set", FAMILIES)
 @pytest.mark.parametrize("train_seed", [0, 5])
 def test_no_instance_is_in_two_parts(task_set, train_seed):
-    held, dev = ({item.key for item in instances(task_set, part, SMALL, 7)} for part in ("heldout", "dev"))
-    train = {item.key for item in instances(task_set, "train", SMALL, train_seed)}
+    held, dev = (
+        {item.key for item in instances(GENERATORS[task_set], part, SMALL, 120, 7)} for part in ("heldout", "dev")
+    )
+    train = {item.key for item in instances(GENERATORS[task_set], "train", SMALL, 400, train_seed)}
     assert held and dev and not held & train and not dev & train and not held & dev
 
 
@@ -285,7 +288,8 @@ def test_same_bytes_under_any_hash_seed(tmp_path):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, "-c", script, str(tmp_path / seed)], check=True, env=environment)
     names = sorted(path.name for path in (tmp_path / "0").iterdir())
-    assert names == ["constitution.json", "d.jsonl", "dev.jsonl", "documents.jsonl", "heldout.jsonl", "train.jsonl"]
+    wanted = ["constitution.json", "d.jsonl", "dev.jsonl", "documents.jsonl", "graders.json", "heldout.jsonl"]
+    assert names == [*wanted, "sets.json", "train.jsonl"]
     for name in names:
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "12345" / name).read_bytes()
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 
-from loopline.tasks.generators.config import GeneratorConfig
+from loopline.tasks.generators.config import GeneratorSettings
 from loopline.tasks.generators.instance import Instance, fill, part_of, reply
 
 Terms = list[int]  # signed operands; the first is not negative
 
 
-def draw_terms(rng: random.Random, signs: str, config: GeneratorConfig, low: int = 1) -> Terms | None:
+def draw_terms(rng: random.Random, signs: str, config: GeneratorSettings, low: int = 1) -> Terms | None:
     """Signed operands for signs such as "+-", or None when a result would leave 0..max_result."""
     terms = [rng.randint(low, config.max_value)]
     total = terms[0]
@@ -33,17 +33,17 @@ def calculation_key(terms: Terms) -> str:
     return "calculation|" + ",".join(map(str, sorted(terms)))
 
 
-def calculation_part(terms: Terms, config: GeneratorConfig) -> str:
+def calculation_part(terms: Terms, config: GeneratorSettings) -> str:
     """The part of a calculation. Two-term calculations are always for training."""
     return part_of(calculation_key(terms), config.heldout_percent) if len(terms) > 2 else "train"
 
 
-def for_training(terms: Terms, config: GeneratorConfig) -> bool:
+def for_training(terms: Terms, config: GeneratorSettings) -> bool:
     """Whether neither the chain nor a beginning of it belongs to another part than "train"."""
     return all(calculation_part(terms[:end], config) == "train" for end in range(3, len(terms) + 1))
 
 
-def belongs(terms: Terms, part: str, config: GeneratorConfig) -> bool:
+def belongs(terms: Terms, part: str, config: GeneratorSettings) -> bool:
     """Whether the calculation may stand in the part."""
     return for_training(terms, config) if part == "train" else calculation_part(terms, config) == part
 
@@ -62,7 +62,7 @@ def written(terms: Terms) -> str:
     return str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
 
 
-def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | None:
+def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
     """One instance of the part, or None when this draw falls into another."""
     count = rng.randint(2 if part == "train" else 3, config.max_terms)
     terms = draw_terms(rng, "".join(rng.choice("+-") for _ in range(count - 1)), config)
@@ -80,7 +80,7 @@ def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | N
     )
 
 
-def document(rng: random.Random, config: GeneratorConfig) -> tuple[str, str]:
+def document(rng: random.Random, config: GeneratorSettings) -> tuple[str, str]:
     """(title, text) of one page of facts and worked chains, without calculations of other parts."""
 
     def line() -> str:

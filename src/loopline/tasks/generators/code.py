@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from loopline.tasks.generators.config import GeneratorConfig
+from loopline.tasks.generators.config import GeneratorSettings
 from loopline.tasks.generators.instance import Instance, fill, part_of, reply
 
 
@@ -98,7 +98,7 @@ def operations_key(kind: str, operations: list[Operation]) -> str:
     return f"code|{kind}|" + "|".join(says)
 
 
-def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | None:
+def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
     """One instance of the part, or None when this draw falls into another."""
     kind = rng.choice(("number", "text", "list"))
     make = {"number": _number, "text": _text, "list": _sequence}[kind]
@@ -134,7 +134,7 @@ def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | N
     )
 
 
-def document(rng: random.Random, config: GeneratorConfig) -> tuple[str, str]:
+def document(rng: random.Random, config: GeneratorSettings) -> tuple[str, str]:
     """(title, text): short functions with docstrings, some with a worked call."""
 
     def piece() -> str:

@@ -1,6 +1,6 @@
-"""Settings of the synthetic generators: how many instances per task set, how hard, how many bytes of documents.
+"""Settings of the synthetic generators: how hard the instances are, how many of them, how many bytes of documents.
 
-Not covered: the seed, which the stage passes beside the config, and which task sets a recipe trains on.
+Not covered: the seed, which the stage passes beside the config.
 """
 
 from __future__ import annotations
@@ -14,23 +14,18 @@ from loopline.base.config import Config
 Family = Literal["arithmetic", "word_problem", "ordering", "code", "format", "safety", "lookup"]
 
 
-class TrainCounts(Config):
-    """Training instances per task set; 0 leaves a task set out of the training set."""
+class GeneratorSettings(Config):
+    """What decides a generator's instances, but for the seed. Sets and documents that share them share no instance."""
 
-    arithmetic: int = Field(default=20000, ge=0)
-    """Chains of additions and subtractions."""
-    word_problem: int = Field(default=10000, ge=0)
-    """Two- and three-step stories."""
-    ordering: int = Field(default=8000, ge=0)
-    """Comparisons of three or four people."""
-    code: int = Field(default=4000, ge=0)
-    """One-line functions with tests."""
-    format: int = Field(default=3000, ge=0)
-    """Instructions whose fulfilment a program can check."""
-    safety: int = Field(default=3000, ge=0)
-    """Requests to help with or to refuse."""
-    lookup: int = Field(default=4000, ge=0)
-    """Questions over a document set."""
+    heldout_percent: int = Field(default=12, ge=1, le=40)
+    """Share of the instance space, by hash of the instance, that is reserved for the held-out part; as much again is
+    for the dev part."""
+    max_terms: int = Field(default=4, ge=3, le=6)
+    """Most numbers in one arithmetic chain; held-out chains have at least three."""
+    max_value: int = Field(default=30, ge=9, le=99)
+    """Largest number written in an arithmetic or word problem."""
+    max_result: int = Field(default=60, ge=18, le=400)
+    """Largest intermediate or final result; none is ever below zero."""
 
 
 class DocumentBytes(Config):
@@ -50,8 +45,34 @@ class DocumentBytes(Config):
     """Fact sheets with questions and answers."""
 
 
-class GeneratorConfig(Config):
-    """Everything that decides the synthetic tasks and documents, but for the seed."""
+class SyntheticConfig(GeneratorSettings):
+    """Pretraining documents on the generators' subjects."""
+
+    documents: DocumentBytes = DocumentBytes()
+    """Bytes of documents per source."""
+
+
+class TrainCounts(Config):
+    """Training instances per task set; 0 leaves a set out of the training part."""
+
+    arithmetic: int = Field(default=20000, ge=0)
+    """Chains of additions and subtractions."""
+    word_problem: int = Field(default=10000, ge=0)
+    """Two- and three-step stories."""
+    ordering: int = Field(default=8000, ge=0)
+    """Comparisons of three or four people."""
+    code: int = Field(default=4000, ge=0)
+    """One-line functions with tests."""
+    format: int = Field(default=3000, ge=0)
+    """Instructions whose fulfilment a program can check."""
+    safety: int = Field(default=3000, ge=0)
+    """Requests to help with or to refuse."""
+    lookup: int = Field(default=4000, ge=0)
+    """Questions over a document set."""
+
+
+class GeneratorConfig(SyntheticConfig):
+    """All seven generated sets at once, each under its generator's name."""
 
     train: TrainCounts = TrainCounts()
     """Training instances per task set."""
@@ -60,14 +81,3 @@ class GeneratorConfig(Config):
     either side."""
     heldout_by_set: dict[Family, PositiveInt] = {}
     """Task sets with another count than `heldout`: safety, say, of which only half are to be refused."""
-    heldout_percent: int = Field(default=12, ge=1, le=40)
-    """Share of the instance space, by hash of the instance, that is reserved for the held-out part; as much again is
-    for the dev part."""
-    max_terms: int = Field(default=4, ge=3, le=6)
-    """Most numbers in one arithmetic chain; held-out chains have at least three."""
-    max_value: int = Field(default=30, ge=9, le=99)
-    """Largest number written in an arithmetic or word problem."""
-    max_result: int = Field(default=60, ge=18, le=400)
-    """Largest intermediate or final result; none is ever below zero."""
-    documents: DocumentBytes = DocumentBytes()
-    """Bytes of pretraining documents per source."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 
-from loopline.tasks.generators.config import GeneratorConfig
+from loopline.tasks.generators.config import GeneratorSettings
 from loopline.tasks.generators.instance import Instance, Row, part_of, reply
 
 # fmt: off
@@ -71,7 +71,7 @@ def format_key(check: Row) -> str:
     return "format|" + json.dumps(canonical, sort_keys=True)
 
 
-def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | None:
+def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
     """One instance of the part, or None when this draw falls into another."""
     kind = rng.choice(tuple(KINDS))
     prompt, answer, check = KINDS[kind](rng)

@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from loopline.tasks.generators.config import GeneratorConfig
+from loopline.tasks.generators.config import GeneratorSettings
 from loopline.tasks.generators.instance import Instance, Row, fill, part_of, random_for
 
 # fmt: off
@@ -67,7 +67,7 @@ def names_of(part: str, heldout_percent: int) -> tuple[str, ...]:
     return tuple(n for n in names if part_of(f"lookup|{n}", heldout_percent) == part)
 
 
-def entities(seed: int, part: str, config: GeneratorConfig) -> list[Entity]:
+def entities(seed: int, part: str, config: GeneratorSettings) -> list[Entity]:
     """Every thing of the part with its numbers."""
     rng = random_for(seed, "lookup/entities", part)
     return [Entity(n, rng.randint(2, 20), rng.randint(2, 20)) for n in names_of(part, config.heldout_percent)]
@@ -160,7 +160,7 @@ def draw(rng: random.Random, things: list[Entity]) -> Instance | None:
     )
 
 
-def document(rng: random.Random, config: GeneratorConfig) -> tuple[str, str]:
+def document(rng: random.Random, config: GeneratorSettings) -> tuple[str, str]:
     """(title, text): a fact sheet with invented numbers, then questions and answers about it."""
     names = rng.sample(names_of("train", config.heldout_percent), rng.randint(2, 4))
     things = [Entity(name, rng.randint(2, 20), rng.randint(2, 20)) for name in names]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from loopline.tasks.generators.config import GeneratorConfig
+from loopline.tasks.generators.config import GeneratorSettings
 from loopline.tasks.generators.instance import Instance, fill, part_of, reply
 from loopline.tasks.generators.word_problem import NAMES
 
@@ -25,7 +25,7 @@ def order_key(order: list[str]) -> str:
     return "ordering|" + ">".join(order)
 
 
-def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | None:
+def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
     """One instance of the part, or None when this draw falls into another."""
     order = rng.sample(NAMES, rng.choice((3, 4)))
     if part_of(order_key(order), config.heldout_percent) != part:
@@ -49,7 +49,7 @@ def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | N
     )
 
 
-def document(rng: random.Random, config: GeneratorConfig) -> tuple[str, str]:
+def document(rng: random.Random, config: GeneratorSettings) -> tuple[str, str]:
     """(title, text): a few comparisons, each with the order and the conclusion."""
 
     def piece() -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from loopline.tasks.generators.config import GeneratorConfig
+from loopline.tasks.generators.config import GeneratorSettings
 from loopline.tasks.generators.instance import Instance, Row, fill, part_of, reply
 
 CONSTITUTION: list[Row] = [
@@ -123,7 +123,7 @@ def refusal(reason: str) -> str:
     return f"I can't help with that, because {reason}."
 
 
-def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | None:
+def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
     """One instance of the part, or None when this draw falls into another."""
     unsafe = rng.random() < 0.5
     request = AREAS[rng.choice(tuple(AREAS))](rng, unsafe)
@@ -148,7 +148,7 @@ def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | N
     )
 
 
-def document(rng: random.Random, config: GeneratorConfig) -> tuple[str, str]:
+def document(rng: random.Random, config: GeneratorSettings) -> tuple[str, str]:
     """(title, text): what a principle says and how it applies to a few requests."""
     principle = rng.choice(CONSTITUTION)
 

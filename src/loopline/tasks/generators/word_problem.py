@@ -13,7 +13,7 @@ from loopline.tasks.generators.arithmetic import (
     draw_terms,
     steps_of,
 )
-from loopline.tasks.generators.config import GeneratorConfig
+from loopline.tasks.generators.config import GeneratorSettings
 from loopline.tasks.generators.instance import Instance, fill, reply
 
 NAMES = ("Ann", "Bob", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jon", "Kim", "Leo")
@@ -96,7 +96,7 @@ TEMPLATES: dict[str, tuple[str, str, str, str]] = {
 }
 
 
-def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | None:
+def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
     """One instance of the part, or None when this draw falls into another."""
     name = rng.choice(tuple(TEMPLATES))
     signs, story, question, closing = TEMPLATES[name]
@@ -119,7 +119,7 @@ def draw(rng: random.Random, part: str, config: GeneratorConfig) -> Instance | N
     )
 
 
-def document(rng: random.Random, config: GeneratorConfig) -> tuple[str, str]:
+def document(rng: random.Random, config: GeneratorSettings) -> tuple[str, str]:
     """(title, text): a few stories with their worked solution in plain prose."""
 
     def story() -> str:
