@@ -15,8 +15,9 @@ from loopline.compute.team import Team
 from loopline.inference import compiled_step, scheduler
 from loopline.inference.compiled_step import CompiledStep
 from loopline.inference.completion import Request
-from loopline.inference.decode_step import ModelStep, decode_step, is_plain
+from loopline.inference.decode_step import decode_step, is_plain
 from loopline.inference.engine import Sampling, TorchEngine
+from loopline.inference.model_step import ModelStep
 from loopline.inference.scheduler import Scheduler
 from loopline.inference.slots import Slots
 from tests.support_model import tiny_model, tiny_tokenizer

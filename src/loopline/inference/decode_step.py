@@ -1,7 +1,8 @@
 """One decoding step: the next scores of all running rows; and prompts, computed before their first step.
 
 `decode_step(model, rows, team)` picks the form: `CompiledStep` (see `inference.compiled_step`) for a plain decoder in
-single precision on the CPU, `RecordedStep` (see `inference.recorded_step`) on CUDA, `ModelStep` for everything else.
+single precision on the CPU, `RecordedStep` (see `inference.recorded_step`) on CUDA, `ModelStep` (see
+`inference.model_step`) for everything else.
 At a million parameters an operation of torch takes some tens of microseconds, and waking a second thread for it takes
 as long, so `step_threads` asks for one.
 """
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from loopline.compute.team import Team
-from loopline.inference.slots import Slots, front
+from loopline.inference.model_step import ModelStep
+from loopline.inference.slots import Slots
 from loopline.model.cache import KeyValueCache
 from loopline.model.decoder import Decoder
 from loopline.model.language_model import LanguageModel
@@ -36,40 +38,6 @@ class DecodeStep(Protocol):
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[KeyValueCache, Tensor]:
         """Keys and values of `prompts`, a row each, and the scores (B, V) of what follows each."""
         ...
-
-
-class ModelStep:
-    """Any model, through its `forward`."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
-
-    def __call__(self, slots: Slots) -> None:
-        """See `DecodeStep`."""
-        rows, length = slots.computed, slots.attended
-        slots.reserve(length)
-        device = self.model.device
-        tokens = torch.from_numpy(slots.tokens[:rows]).to(device)[:, None]
-        where = torch.from_numpy(slots.at[:rows]).to(device)[:, None]
-        mask = (torch.arange(length, device=device)[None] <= where)[:, None, None]
-        hidden = self.model(tokens, positions_BT=where, mask=mask, cache=front(slots.cache, rows, length))
-        slots.logits[:rows] = self.model.logits(hidden[:, 0])
-
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[KeyValueCache, Tensor]:
-        """See `DecodeStep`."""
-        model, device = self.model, self.model.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        longest = int(lengths.max())
-        padded = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            padded[row, : len(prompt)] = torch.tensor(list(prompt))
-        cache = model.new_cache(len(prompts), longest)
-        positions = torch.arange(longest).expand(len(prompts), longest)
-        # Padding sits on the right, where causality already hides it from every real position.
-        causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()[None, None]
-        hidden = model(padded.to(device), positions_BT=positions.to(device), mask=causal, cache=cache)
-        last = hidden[torch.arange(len(prompts)), lengths - 1]
-        return cache, model.logits(last).float()
 
 
 def is_plain(model: LanguageModel) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loopline.inference.decode_step import ModelStep
+from loopline.inference.model_step import ModelStep
 from loopline.inference.slots import Slots, front, rounded
 from loopline.model.cache import KeyValueCache
 from loopline.model.decoder import Decoder

@@ -13,13 +13,15 @@ there stay, later tokens carry the new version. Not covered: recomputing keys af
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from loopline.chat.tokenizer import Tokenizer
 from loopline.compute.team import Team
 from loopline.compute.threads import own_threads
 from loopline.inference.completion import Completion, Request
@@ -28,14 +30,27 @@ from loopline.inference.rows import Rows, Settings, new_row
 from loopline.inference.sampling import Sampling, Scratch, draw
 from loopline.inference.slots import Slots
 from loopline.model.cache import KeyValueCache
-
-if TYPE_CHECKING:
-    from loopline.inference.engine import TorchEngine
+from loopline.model.language_model import LanguageModel
 
 PREFILL_TOKENS = 8192
 """Tokens of prompts computed at once, padding included."""
 AHEAD = 8
 """Prompts computed at once, if so many wait, so that a slot that comes free finds its row ready."""
+
+
+class ModelHolder(Protocol):
+    """What is asked of the engine whose model runs."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    version: int
+    """Version of the weights."""
+    loads: int
+    """Times that the weights were replaced."""
+
+    def room(self, prompt: Sequence[int], sampling: Sampling, name: str = "The prompt") -> int:
+        """Tokens that may follow `prompt`."""
+        ...
 
 
 @dataclass
@@ -70,7 +85,7 @@ class _Ready:
 class Scheduler:
     """Rows waiting and running over an engine's model."""
 
-    def __init__(self, engine: TorchEngine, slots: int) -> None:
+    def __init__(self, engine: ModelHolder, slots: int) -> None:
         self.engine, self.size = engine, slots
         self.waiting: deque[_Group] = deque()
         self.ready: deque[_Ready] = deque()

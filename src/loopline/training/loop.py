@@ -6,7 +6,7 @@ It owns accumulation with the step's global normalizer, clipping, the schedule, 
 `log/guards.jsonl`), metrics, a sentence per step where the source has one (`log/why.txt`), atomic checkpoints of the
 whole training state, and resume. A source hands out the micro-batches of a step; it may sample them from the model
 being trained (reinforcement learning does). On the CPU a resumed run ends in the same bytes as one never interrupted.
-Not covered: launching several processes (see `training.distributed` for what they share), sharded weights.
+Not covered: several processes, sharded weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from loopline.model.language_model import LanguageModel
 from loopline.store.context import Context
 from loopline.training.batch import Batch
 from loopline.training.config import TrainConfig
-from loopline.training.distributed import own_share, sum_over_processes
 from loopline.training.guards import Decision, Guard, NonFiniteGuard, SpikeGuard, worst
 from loopline.training.objectives import Objective
 from loopline.training.optimizer import build_optimizers, schedule_factor, set_learning_rate
@@ -69,16 +68,14 @@ def accumulate(
 ) -> tuple[float, dict[str, float]]:
     """Add up the gradient of sum(losses) / sum(normalizers) over `batches`; returns the normalizer and mean metrics.
 
-    Where a process group exists, each process computes its share of `batches` and all end with the same gradient.
     `precision` and `divide` are `TrainConfig`'s.
     """
     normalizer = 0.0
     metrics: dict[str, float] = {}
-    for count, values in _micro_batches(model, objective, own_share(batches), precision, divide):
+    for count, values in _micro_batches(model, objective, batches, precision, divide):
         normalizer += count
         for name, value in values.items():
             metrics[name] = metrics.get(name, 0.0) + value * count
-    normalizer, metrics = sum_over_processes(model, normalizer, metrics)
     scale = 1 / max(normalizer, 1e-9)
     for parameter in model.parameters():
         if parameter.grad is not None:
