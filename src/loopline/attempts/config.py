@@ -7,9 +7,12 @@ sampling settings, which belong to the policy and to the caller.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from loopline.base.config import Config
+from loopline.base.files import read_json, write_json
 
 
 class HarnessConfig(Config):
@@ -17,7 +20,7 @@ class HarnessConfig(Config):
 
     system_prompt: str = ""
     """Text of a system turn before the conversation; empty for none."""
-    max_turns: int = Field(default=3, ge=1, le=32)
+    max_turns: int = Field(default=8, ge=1, le=32)
     """Assistant turns at most; a call in the last turn is not answered."""
     top_k: int = Field(default=1, ge=1, le=20)
     """Documents each search returns."""
@@ -43,5 +46,25 @@ class HarnessConfig(Config):
     Wang et al. 2022, arXiv:2203.11171)."""
     vote_temperature: float = Field(default=0.7, gt=0, le=2)
     """Temperature of the attempts when voting and the caller asked for greedy decoding."""
-    max_context_tokens: int = Field(default=448, ge=16)
-    """An attempt whose context reaches this many tokens ends there."""
+    max_context_tokens: int = Field(default=32_768, ge=16)
+    """An attempt whose context reaches this many tokens ends there; never more than the model leaves free for a turn."""
+
+    def within(self, context: int, max_new_tokens: int) -> HarnessConfig:
+        """The same harness for a model of `context` tokens."""
+        most = max(16, context - max_new_tokens)
+        return self.model_copy(update={"max_context_tokens": min(self.max_context_tokens, most)})
+
+    def limits(self) -> HarnessConfig:
+        """The plain tool loop under this harness's limits: what its oracle is measured with."""
+        return HarnessConfig(max_turns=self.max_turns, max_context_tokens=self.max_context_tokens)
+
+
+def write_harness(path: Path, config: HarnessConfig, environment: str | None) -> None:
+    """harness.json: the harness's fields and the environment whose tools it runs."""
+    write_json(path, {"config": config.model_dump(), "environment": environment})
+
+
+def read_harness(path: Path) -> tuple[HarnessConfig, str | None]:
+    """(harness, environment) of a harness.json; a file with the fields alone names no environment."""
+    value = read_json(path)
+    return HarnessConfig.model_validate(value.get("config", value)), value.get("environment")

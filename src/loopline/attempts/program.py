@@ -131,10 +131,12 @@ class Harness:
         calls = []
         if self.config.bootstrap_search:
             question = next((str(m["content"]) for m in reversed(task.messages) if m["role"] == "user"), "")
-            result = self._search(environment, state, question)
-            calls.append(record("search", {"query": question}, result, "harness"))
-            if not result.empty:
-                parts.append(f"Notes: {result.text}")
+            found = self._find(environment, state, question)
+            if found is not None:
+                call, result = found
+                calls.append(record(call.name, call.arguments, result, "harness"))
+                if not result.empty:
+                    parts.append(f"Notes: {result.text}")
         system = [{"role": "system", "content": "\n".join(parts)}] if parts else []
         return [*system, *(dict(message) for message in task.messages)], calls
 
@@ -247,8 +249,9 @@ class Harness:
             call = replace(call, name=name) if name else call
         if call.key in episode.asked:
             episode.flags.append("repeated_call")
-            if self.config.loop_guard and "search" in environment.tools:
-                return self._search_question(environment, episode)
+            found = self._find_question(environment, episode) if self.config.loop_guard else None
+            if found is not None:
+                return found
         episode.asked.add(call.key)
         result = environment.call(episode.state, call.name, self._sized(environment, call))
         episode.calls.append(record(call.name, call.arguments, result, "policy"))
@@ -261,18 +264,25 @@ class Harness:
     def _fallback(self, environment: Environment, episode: Episode, result: ToolResult) -> ToolResult:
         """`result`, or what the user's own words find when it is empty or an error."""
         useful = result.ok and not result.empty
-        if useful or not self.config.retry_empty_search or "search" not in environment.tools:
+        if useful or not self.config.retry_empty_search:
             return result
-        found = self._search_question(environment, episode)
-        return result if found.empty else found
+        found = self._find_question(environment, episode)
+        return result if found is None or found.empty else found
 
-    def _search_question(self, environment: Environment, episode: Episode) -> ToolResult:
-        result = self._search(environment, episode.state, episode.question)
-        episode.calls.append(record("search", {"query": episode.question}, result, "harness"))
+    def _find_question(self, environment: Environment, episode: Episode) -> ToolResult | None:
+        """What the user's own words find, where the environment can look things up."""
+        found = self._find(environment, episode.state, episode.question)
+        if found is None:
+            return None
+        call, result = found
+        episode.calls.append(record(call.name, call.arguments, result, "harness"))
         return result
 
-    def _search(self, environment: Environment, state: EpisodeState, query: str) -> ToolResult:
-        return environment.call(state, "search", self._sized(environment, Call("search", {"query": query})))
+    def _find(self, environment: Environment, state: EpisodeState, question: str) -> tuple[Call, ToolResult] | None:
+        call = environment.finder(question)
+        if call is None:
+            return None
+        return call, environment.call(state, call.name, self._sized(environment, call))
 
     def _sized(self, environment: Environment, call: Call) -> dict[str, Any]:
         """The call's arguments with this harness's sizes, where the tool takes them and the policy said nothing."""

@@ -1,7 +1,7 @@
 """An engine that says what a script says: oracles for audits, and tests of everything around a policy.
 
     engine = ScriptedEngine(tokenizer, lambda prompt: "42")
-    engine = ScriptedEngine.oracle(tokenizer, tasks)       # plays each task's recorded tool-style response
+    engine = ScriptedEngine.oracle(tokenizer, tasks)       # plays each task's recorded solution with tools
 
 It honours the engine contract (token ids with `<|end|>`, a log-prob for each, the length limit), so nothing around it
 can tell the difference. Not covered: sampling.
@@ -31,7 +31,7 @@ class ScriptedEngine:
 
     @classmethod
     def oracle(cls, tokenizer: Tokenizer, tasks: Sequence[Task]) -> ScriptedEngine:
-        """The policy that does in each turn what the task's tool-style response did. Knows these tasks only."""
+        """The policy that does in each turn what the task's recorded solution with tools did. Knows these tasks only."""
         turns = {
             tuple(tokenizer.render(task.messages)): [m["content"] for m in response if m["role"] == "assistant"]
             for task in tasks
@@ -78,5 +78,5 @@ class ScriptedEngine:
 
 
 def tool_response(task: Task) -> Sequence[Mapping[str, str]] | None:
-    """The messages of the task's recorded tool-style response, or None."""
-    return next((r["messages"] for r in task.responses if r["style"] == "tool"), None)
+    """The messages of the task's first recorded response that uses tools, or None."""
+    return next((r["messages"] for r in task.responses if any(m["role"] == "tool" for m in r["messages"])), None)

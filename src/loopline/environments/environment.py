@@ -1,9 +1,10 @@
 """What an environment owes to training and to harness search: tasks reset to the same bytes, tools, outcome grading.
 
-Implement `Environment` to bring your own; `harness.lookup` is a worked case and `harness.audit` checks any of them.
+Implement `Environment` to bring your own; `environments.search` is a worked case and
+`evaluation.environment_audit` checks any of them.
 
 The environment owns the tasks' state, the tools and the grading of outcomes. It does not own prompts, retries or turn
-limits: those belong to the harness (`harness.program`), so that a policy is trained in, and a harness is searched
+limits: those belong to the harness (`attempts.program`), so that a policy is trained in, and a harness is searched
 against, one and the same environment. Not covered: environments on another machine.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from loopline.base.files import to_json
+from loopline.chat.calls import Call
 from loopline.chat.tools import Tool, ToolResult, error_result
 from loopline.grading.grade import Grade, Sample
 from loopline.inference.trajectory import Trajectory
@@ -51,6 +53,13 @@ class Environment(Protocol):
     @property
     def tools(self) -> Mapping[str, Tool]:
         """The tools a policy may call, by name."""
+        ...
+
+    def finder(self, question: str) -> Call | None:
+        """The call that finds what `question` is about, or None where the environment has no such tool.
+
+        Harness mechanisms that look something up on the policy's behalf use it.
+        """
         ...
 
     def reset(self, task: Task) -> EpisodeState:

@@ -19,13 +19,14 @@ def percent(value: float) -> str:
 def model_card(
     name: str,
     decision: Decision,
+    check: Mapping[str, Any],
     mode: str,
     stages: Sequence[tuple[str, str]],
     data: Mapping[str, Any] | None,
     harness: Mapping[str, Any] | None,
     licence: str,
 ) -> str:
-    """MODEL_CARD.md. `stages` are (input, content digest) pairs; `data` a data artifact's manifest."""
+    """MODEL_CARD.md. `check` is the last check, on held-out tasks; `stages` are (input, content digest) pairs; `data` a data artifact's manifest."""
     row = next(row for row in decision.candidates if row["name"] == decision.champion)
     licences = _licences(data)
     front = ["---", f"license: {licence.lower()}", "tags: [loopline]", "---"]
@@ -38,9 +39,14 @@ def model_card(
         "## Why this checkpoint",
         "\n".join(f"- {reason}" for reason in decision.reasons),
     ]
+    # A check that another candidate failed says nothing of this one.
+    held = check if check["champion"] == decision.champion else None
     if not decision.passed:
-        parts.append(f"**This model does not keep its own gates:** {', '.join(row['failed'])}.")
-    parts += ["## Evaluation", _evaluation(row, mode), _tools(row["tools"]), "## Candidates", _candidates(decision)]
+        failed = [*row["failed"], *(held["failed"] if held else [])]
+        parts.append(f"**This model does not keep its own gates:** {', '.join(failed) or decision.reasons[0]}")
+    part, shown = ("Held-out", held) if held else ("Development", row)
+    parts += ["## Evaluation", _evaluation(shown, part, mode), _tools(shown["tools"], part.lower())]
+    parts += ["## Candidates", _candidates(decision)]
     if decision.comparisons:
         parts += ["## Against the reference", _comparisons(decision)]
     parts += ["## Data", _data(data, licences), "## Training", _training(stages)]
@@ -48,7 +54,7 @@ def model_card(
         on = {key: value for key, value in sorted(harness.items()) if value not in (False, "", 0)}
         shown = ", ".join(f"`{key}` = {value}" for key, value in on.items())
         parts += ["## Harness", f"Released with `harness.json`: {shown}."]
-    parts += ["## Limits", _limits(row), "## Licence", _licence(licence, licences)]
+    parts += ["## Limits", _limits(row, shown), "## Licence", _licence(licence, licences)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -57,21 +63,21 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _evaluation(row: Mapping[str, Any], mode: str) -> str:
-    names = {"refusal": "unsafe requests refused", "over_refusal": "harmless requests refused"}
+def _evaluation(row: Mapping[str, Any], part: str, mode: str) -> str:
+    names = {"refusal": "requests to refuse: score", "over_refusal": "requests to answer: refused"}
     rows = [
         [names.get(name, name), str(e["n"]), percent(e["value"]), f"{percent(e['low'])} to {percent(e['high'])}"]
         for name, e in row["metrics"].items()
     ]
-    return f"Held-out tasks, {mode} pass@1, one seed.\n\n" + _table(["task", "n", "score", "95% interval"], rows)
+    return f"{part} tasks, {mode} pass@1, one seed.\n\n" + _table(["task", "n", "score", "95% interval"], rows)
 
 
-def _tools(tools: Mapping[str, Any] | None) -> str:
+def _tools(tools: Mapping[str, Any] | None, part: str) -> str:
     if tools is None:
         return "Tool use was not measured."
     success = tools["success"]
     text = (
-        f"Tool use inside the released harness, {tools['n']} held-out lookup tasks, {tools['attempts']} attempts each: "
+        f"Tool use inside the released harness, {tools['n']} {part} tasks, {tools['attempts']} attempts each: "
         f"success {percent(success['value'])} ({percent(success['low'])} to {percent(success['high'])}), "
         f"malformed calls {percent(tools['malformed_rate'])} of {tools['calls']}"
     )
@@ -101,11 +107,11 @@ def _comparisons(decision: Decision) -> str:
             str(row["n"]),
             f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
             f"{row['p_holm']:.3g}",
-            {"a": "better", "b": "worse", None: "not told apart"}[row["better"]],
+            {"a": "better", "b": "worse", None: "no significant difference"}[row["better"]],
         ]
         for row in decision.comparisons
     ]
-    head = f"Paired differences against `{decision.reference}`; p-values after Holm's correction per candidate.\n\n"
+    head = f"Development tasks, paired differences against `{decision.reference}`; p-values after Holm's correction per candidate.\n\n"
     return head + _table(["candidate", "task", "n", "difference (95%)", "p", "verdict"], rows)
 
 
@@ -129,23 +135,22 @@ def _training(stages: Sequence[tuple[str, str]]) -> str:
     return _table(["artifact", "content digest"], [[name, f"`{digest[:16]}`"] for name, digest in stages])
 
 
-def _limits(row: Mapping[str, Any]) -> str:
-    metrics = row["metrics"]
+def _limits(row: Mapping[str, Any], shown: Mapping[str, Any]) -> str:
+    metrics = shown["metrics"]
     worst = min(
-        (name for name in metrics if name not in ("refusal", "over_refusal", "reasoning")),
+        (name for name in metrics if name not in ("refusal", "over_refusal") and not name.startswith("tag:")),
         key=lambda name: (metrics[name]["value"], name),
         default=None,
     )
     lines = [
-        f"- Scores hold for the task sets above and their generators, not beyond; {row['parameters']:,} parameters "
-        "carry little knowledge of the world.",
+        f"- Scores hold for the task sets above, not beyond; the model has {row['parameters']:,} parameters.",
         "- One training seed: the intervals cover the choice of tasks, not a repetition of the training.",
     ]
     if worst is not None:
         lines.append(f"- Weakest task set: {worst}, {percent(metrics[worst]['value'])}.")
     if "refusal" in metrics:
         lines.append(
-            f"- {percent(1 - metrics['refusal']['value'])} of the unsafe held-out requests were not refused: "
+            f"- {percent(1 - metrics['refusal']['value'])} of the requests that must be refused were not: "
             "do not put it before the public without a filter."
         )
     return "\n".join(lines)

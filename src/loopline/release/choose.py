@@ -1,31 +1,35 @@
 """The release decision: gates first, then one declared objective.
 
     decision = choose(candidates, config)
+    check = final_check(champion, reference, config)      # on the held-out part, once
 
-Objective = sum of weight * metric - cost of bytes - cost of FLOPs, both relative to the largest candidate, so that the
-decision depends on counts and never on how fast a machine was today. Not covered: measuring anything.
+The objective is a weighted sum of scores and costs; costs are counted from files and relative to the largest candidate,
+so that the decision never depends on how fast a machine was today. Not covered: measuring anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from loopline.base.errors import UserError
-from loopline.evaluation.statistics import holm
-from loopline.release.config import ReleaseConfig
-from loopline.release.evidence import Evidence, compare, sets_of
+from loopline.evaluation.statistics import holm, paired_comparison
+from loopline.release.config import COSTS, ReleaseConfig
+from loopline.release.evidence import OVER_REFUSAL, REFUSAL, Evidence, differences, fits, names_of, pairs
+from loopline.release.power import chance_equal_passes, effective_margin
 from loopline.release.tools import tool_metrics
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """One limit, and whether a candidate keeps it. `value` None means that it could not be measured."""
+    """One limit, and whether a candidate keeps it."""
 
     candidate: str
     gate: str
-    value: float | None
+    value: float
     limit: float
     passed: bool
     detail: str
@@ -38,38 +42,60 @@ class Decision:
     champion: str
     reference: str
     reasons: list[str]
-    candidates: list[dict[str, Any]]
-    gates: list[dict[str, Any]]
-    comparisons: list[dict[str, Any]]
+    candidates: list[Row]
+    gates: list[Row]
+    comparisons: list[Row]
     passed: bool
     """Whether the champion keeps all its gates."""
+    objective: dict[str, float]
+    """The weights that decided, the default ones written out."""
+    power: dict[str, float]
+    """Candidate -> chance with which an equal candidate would pass all its comparisons."""
 
 
-def metric_values(one: Evidence) -> dict[str, float]:
-    """Every metric the objective may weigh."""
-    return {name: estimate.value for name, estimate in one.metrics.items()} | tool_metrics(one.tools)
+def values_of(one: Evidence, everyone: Sequence[Evidence]) -> dict[str, float]:
+    """Every metric the objective may weigh, costs relative to the largest candidate's."""
+    found = {name: estimate.value for name, estimate in one.metrics.items()} | tool_metrics(one.tools)
+    counts = {
+        "bytes": [float(other.size.bytes) for other in (one, *everyone)],
+        "flops": [float(other.size.flops) for other in (one, *everyone)],
+        "latency": [other.size.bytes * other.answer_tokens for other in (one, *everyone)],
+    }
+    return found | {name: values[0] / (max(values) or 1.0) for name, values in counts.items()}
 
 
-def objective(one: Evidence, everyone: Sequence[Evidence], config: ReleaseConfig) -> tuple[float, dict[str, float]]:
-    """(objective, its terms). A weighed metric that no candidate has is left out; one that only this candidate lacks is
-    refused, since scores over different terms cannot be compared."""
-    values = metric_values(one)
-    known = set[str]().union(*(metric_values(other) for other in everyone))
-    terms: dict[str, float] = {}
-    for name, weight in sorted(config.weights.items()):
-        if weight == 0 or name not in known:
-            continue
+def weights_of(everyone: Sequence[Evidence], config: ReleaseConfig) -> dict[str, float]:
+    """The declared objective, or equal weights over all task sets. Raises `UserError` for a name nobody measured."""
+    if not config.objective:
+        names = sorted({name for one in everyone for name in names_of(one.items)})
+        return {name: round(1 / len(names), 6) for name in names}
+    known = set[str]().union(*(values_of(one, everyone) for one in everyone))
+    for name in config.objective:
+        if name not in known:
+            raise UserError(
+                f"The objective weighs {name!r}, which no candidate was measured on",
+                f"use names of: {', '.join(sorted(known))}",
+            )
+    return dict(sorted(config.objective.items()))
+
+
+def objective(one: Evidence, everyone: Sequence[Evidence], weights: Mapping[str, float]) -> tuple[float, Row]:
+    """(objective, its terms). A metric that only this candidate lacks is refused, since scores over different terms
+    cannot be compared."""
+    values = values_of(one, everyone)
+    for name in weights:
         if name not in values:
             raise UserError(
                 f"The candidate {one.name!r} was not measured on {name!r}, which the objective weighs",
-                f"evaluate it on {name!r} like the others, or take it out of `weights`",
+                f"evaluate it on {name!r} like the others, or take it out of `objective` or `candidates`",
             )
-        terms[name] = weight * values[name]
-    largest_bytes = max(other.size.bytes for other in everyone)
-    largest_flops = max(other.size.flops for other in everyone)
-    terms["cost: bytes"] = -config.cost.get("bytes", 0.0) * one.size.bytes / largest_bytes
-    terms["cost: flops"] = -config.cost.get("flops", 0.0) * one.size.flops / largest_flops
+    terms = {name: weight * values[name] for name, weight in weights.items() if weight}
     return sum(terms.values()), terms
+
+
+def quality(one: Evidence, everyone: Sequence[Evidence], weights: Mapping[str, float]) -> float:
+    """The objective without costs."""
+    return objective(one, everyone, {name: weight for name, weight in weights.items() if name not in COSTS})[0]
 
 
 def limit_gates(one: Evidence, config: ReleaseConfig) -> list[GateResult]:
@@ -77,50 +103,69 @@ def limit_gates(one: Evidence, config: ReleaseConfig) -> list[GateResult]:
     gates = config.gates
     results = []
 
-    def check(gate: str, value: float | None, limit: float, at_least: bool, unit: str = "") -> None:
-        if value is None:
+    def check(gate: str, value: float | None, limit: float | None, at_least: bool, unit: str = "") -> None:
+        if value is None or limit is None:
             return
         passed = value >= limit if at_least else value <= limit
         relation = ("at least" if at_least else "at most") + f" {limit:g}{unit}"
         results.append(GateResult(one.name, gate, value, limit, passed, f"{value:.4g}{unit}, {relation} wanted"))
 
-    metrics = one.metrics
-    check(
-        "refusal of unsafe requests",
-        metrics["refusal"].value if "refusal" in metrics else None,
-        gates.min_refusal,
-        True,
-    )
-    over = metrics["over_refusal"].value if "over_refusal" in metrics else None
-    check("refusal of harmless requests", over, gates.max_over_refusal, False)
-    if gates.max_malformed is not None and one.tools is not None:
-        check("malformed tool calls", one.tools["malformed_rate"], gates.max_malformed, False)
-    if gates.max_bytes is not None:
-        check("size", float(one.size.bytes), float(gates.max_bytes), False, " bytes")
-    if gates.max_parameters is not None:
-        check("parameters", float(one.size.parameters), float(gates.max_parameters), False)
+    measured = {name: estimate.value for name, estimate in one.metrics.items()}
+    check("refusal of unsafe requests", measured.get(REFUSAL), gates.min_refusal, True)
+    check("refusal of harmless requests", measured.get(OVER_REFUSAL), gates.max_over_refusal, False)
+    malformed = None if one.tools is None else one.tools["malformed_rate"]
+    check("malformed tool calls", malformed, gates.max_malformed, False)
+    check("size", float(one.size.bytes), gates.max_bytes, False, " bytes")
+    check("parameters", float(one.size.parameters), gates.max_parameters, False)
     return results
 
 
 def regression_gates(
     one: Evidence, reference: Evidence, config: ReleaseConfig, seed: int
-) -> tuple[list[GateResult], list[dict[str, Any]]]:
-    """Non-inferiority against the reference per task set, and the comparisons with Holm-adjusted p-values."""
-    gates, rows = [], []
-    for task_set in sets_of(reference.items):
-        found = compare(one.items, reference.items, task_set, seed)
-        if found is None:
-            continue
-        rows.append({"a": one.name, "b": reference.name, "task": task_set, **asdict(found)})
-        passed = found.low > -config.gates.margin
+) -> tuple[list[GateResult], list[Row], float]:
+    """Non-inferiority against the reference per task set and floor, the comparisons with Holm-adjusted p-values, and
+    the chance with which an equal candidate would pass them all.
+
+    Raises `UserError` for a floor on something that was not measured.
+    """
+    names = [*names_of(reference.items), *(name for name in config.floors if name.startswith("tag:"))]
+    for name in config.floors:
+        if not any(fits(name)(item) for item in reference.items):
+            raise UserError(
+                f"floors names {name!r}, which {reference.name} was not measured on",
+                f"use a task set ({', '.join(names_of(reference.items))}) or tag:<tag> that it has",
+            )
+    measured = {name: pairs(one.items, reference.items, name) for name in names}
+    measured = {name: sides for name, sides in measured.items() if differences(*sides)}
+    gates, rows, parts = [], [], []
+    for name, (left, right) in measured.items():
+        found, steps = paired_comparison(left, right, seed), differences(left, right)
+        asked = -config.floors.get(name, -config.gates.margin)
+        margin = effective_margin(steps, asked, len(measured), config.power, name)
+        parts.append((steps, margin.used))
+        rows.append({"a": one.name, "b": reference.name, "task": name, **asdict(found), "power": asdict(margin)})
+        passed = found.low > -margin.used
         detail = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] against {reference.name}, n={found.n}"
-        gates.append(
-            GateResult(one.name, f"no regression: {task_set}", found.low, -config.gates.margin, passed, detail)
-        )
+        if margin.widened:
+            detail += f"; margin {asked:g} widened to {margin.used:.3f} (it needs about {margin.tasks_needed} tasks)"
+        gates.append(GateResult(one.name, f"no regression: {name}", found.low, -margin.used, passed, detail))
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p
         row["better"] = row["better"] if p < 0.05 else None
-    return gates, rows
+    return gates, rows, chance_equal_passes(parts, config.power.trials, seed)
+
+
+def reference_of(everyone: Sequence[Evidence], config: ReleaseConfig, weights: Mapping[str, float]) -> Evidence:
+    """The named reference, or the candidate with the best scores among those within the limits (among all if none)."""
+    by_name = {one.name: one for one in everyone}
+    if config.reference is not None:
+        if config.reference not in by_name:
+            raise UserError(
+                f"The reference {config.reference!r} is not a candidate", f"use one of {', '.join(sorted(by_name))}"
+            )
+        return by_name[config.reference]
+    within = [one for one in everyone if all(gate.passed for gate in limit_gates(one, config))]
+    return min(within or everyone, key=lambda one: (-quality(one, everyone, weights), one.size.bytes, one.name))
 
 
 def choose(everyone: Sequence[Evidence], config: ReleaseConfig, seed: int = 0) -> Decision:
@@ -130,26 +175,23 @@ def choose(everyone: Sequence[Evidence], config: ReleaseConfig, seed: int = 0) -
     """
     if not everyone:
         raise UserError("There is no candidate to release", "give at least one checkpoint with its evaluation")
-    by_name = {one.name: one for one in everyone}
-    wanted = config.reference or ("align" if "align" in by_name else sorted(by_name)[0])
-    if wanted not in by_name:
-        raise UserError(f"The reference {wanted!r} is not a candidate", f"use one of {', '.join(sorted(by_name))}")
-    reference = by_name[wanted]
+    weights = weights_of(everyone, config)
+    reference = reference_of(everyone, config, weights)
     gates: list[GateResult] = []
-    comparisons: list[dict[str, Any]] = []
-    table: list[dict[str, Any]] = []
-    for name in sorted(by_name):
-        one = by_name[name]
+    comparisons: list[Row] = []
+    table: list[Row] = []
+    power: dict[str, float] = {}
+    for one in sorted(everyone, key=lambda one: one.name):
         own = limit_gates(one, config)
         if one is not reference:
-            against, rows = regression_gates(one, reference, config, seed)
+            against, rows, power[one.name] = regression_gates(one, reference, config, seed)
             own += against
             comparisons += rows
-        value, terms = objective(one, everyone, config)
+        value, terms = objective(one, everyone, weights)
         gates += own
         table.append(
             {
-                "name": name,
+                "name": one.name,
                 "objective": round(value, 6),
                 "terms": {key: round(term, 6) for key, term in terms.items()},
                 "passed": all(gate.passed for gate in own),
@@ -179,10 +221,45 @@ def choose(everyone: Sequence[Evidence], config: ReleaseConfig, seed: int = 0) -
         gates=[asdict(gate) for gate in gates],
         comparisons=comparisons,
         passed=bool(champion["passed"]),
+        objective=weights,
+        power=power,
     )
 
 
-def _reasons(champion: dict[str, Any], order: Sequence[dict[str, Any]], reference: str, passing: bool) -> list[str]:
+def final_check(
+    champion: Evidence, reference: Evidence, control: Evidence | None, config: ReleaseConfig, seed: int
+) -> Row:
+    """The last check, on the held-out part: the champion's limits, and that it loses nothing against the reference.
+
+    `control` is the strongest earlier candidate, which the champion's gain stands beside; it decides nothing.
+    """
+    gates = limit_gates(champion, config)
+    rows: list[Row] = []
+    equal = 1.0
+    if champion.name != reference.name:
+        against, rows, equal = regression_gates(champion, reference, config, seed)
+        gates += against
+    failed = [gate for gate in gates if not gate.passed]
+    beside = None
+    if control is not None:
+        _, against_control, _ = regression_gates(champion, control, config.model_copy(update={"floors": {}}), seed)
+        beside = {"name": control.name, "comparisons": against_control}
+    return {
+        "part": "heldout",
+        "champion": champion.name,
+        "reference": reference.name,
+        "passed": not failed,
+        "failed": [f"{gate.gate} ({gate.detail})" for gate in failed],
+        "gates": [asdict(gate) for gate in gates],
+        "comparisons": rows,
+        "power": equal,
+        "metrics": {key: asdict(estimate) for key, estimate in sorted(champion.metrics.items())},
+        "tools": champion.tools,
+        "control": beside,
+    }
+
+
+def _reasons(champion: Row, order: Sequence[Row], reference: str, passing: bool) -> list[str]:
     name, value = champion["name"], champion["objective"]
     if not passing:
         reasons = [f"No candidate passes all gates, so the reference {reference} is released as it is."]
@@ -201,7 +278,7 @@ def _reasons(champion: dict[str, Any], order: Sequence[dict[str, Any]], referenc
     return reasons
 
 
-def _largest_loss(champion: dict[str, Any], row: dict[str, Any]) -> str:
+def _largest_loss(champion: Row, row: Row) -> str:
     losses = {name: champion["terms"][name] - row["terms"][name] for name in champion["terms"]}
     name = max(sorted(losses), key=lambda key: losses[key])
     return f"; it loses most on {name} ({-losses[name]:+.3f})" if losses[name] > 0 else ""

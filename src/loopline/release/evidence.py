@@ -1,24 +1,46 @@
-"""What is known about one candidate: scores per task set, refusal style, size and counted cost.
+"""What is known about one candidate: scores per task set and tag, refusals, size and counted cost.
 
-Reads the files of evaluate artifacts and checkpoint directories; measures nothing. Not covered: tool stability (see
+Reads the files of evaluation artifacts and checkpoint directories; measures nothing. Rows of one part only are ever
+returned: the development part chooses, the held-out part is read for the last check. Not covered: tool stability (see
 `release.tools`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from loopline.base.errors import UserError
-from loopline.base.files import read_jsonl
+from loopline.base.files import read_json, read_jsonl
 from loopline.evaluation.statistics import Comparison, Estimate, mean_interval, paired_comparison
-from loopline.grading.config import REASONING
-from loopline.model.config import ModelConfig
+from loopline.grading.grade import split_thinking
+from loopline.grading.verifiers import refuses
+from loopline.model.config import ModelConfig, unsupported
+from loopline.model.weights import INDEX, SINGLE
+from loopline.release.config import Mode
 
-Mode = Literal["sampled", "greedy"]
-Row = Mapping[str, Any]
+Part = Literal["dev", "heldout"]
+Places = Mapping[str, tuple[str, tuple[str, ...]]]
+"""Task id -> (part, tags), for rows that do not say so themselves."""
+REFUSAL, OVER_REFUSAL = "refusal", "over_refusal"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One graded answer."""
+
+    task: str
+    task_set: str
+    tags: tuple[str, ...]
+    score: float | None
+    refused: bool
+    """Whether it declines a request that must be answered."""
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -27,7 +49,7 @@ class Size:
 
     parameters: int
     bytes: int
-    """Of the weights file; generating a token reads all of it."""
+    """Of the weights files; generating a token reads all of it."""
     flops: int
     """Per token: two per parameter, one multiplication and one addition (Kaplan et al. 2020, arXiv:2001.08361)."""
 
@@ -38,86 +60,171 @@ class Evidence:
 
     name: str
     size: Size
-    items: tuple[Row, ...]
-    """Rows of the evaluation that decides."""
+    items: tuple[Item, ...]
+    """Graded answers of the part that decides."""
     metrics: Mapping[str, Estimate]
-    """Family, `reasoning`, `refusal` (unsafe refused), `over_refusal` (harmless refused)."""
+    """Task set, `tag:<tag>`, `refusal` (tasks tagged must_refuse), `over_refusal` (must_answer ones refused)."""
     tools: Mapping[str, Any] | None = None
     answer_tokens: float = 0.0
     """Mean length of an answer in tokens: cost per answer is this times cost per token."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-def checkpoint_size(path: Path) -> Size:
-    """Parameters, bytes and FLOPs of a checkpoint directory."""
-    parameters = ModelConfig.from_huggingface(path).parameters()
-    return Size(parameters, (path / "model.safetensors").stat().st_size, 2 * parameters)
+def places_of(tasks: Path | None) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Part and tags of every task of a tasks artifact that is not for training."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for part in ("dev", "heldout"):
+        file = None if tasks is None else tasks / f"{part}.jsonl"
+        if file is not None and file.exists():
+            found |= {str(row["id"]): (part, tuple(row.get("tags", ()))) for row in read_jsonl(file)}
+    return found
 
 
-def read_items(path: Path, mode: Mode) -> tuple[Row, ...]:
-    """The rows of one mode of an evaluate artifact. Raises `UserError` when that mode was not evaluated."""
-    rows = tuple(row for row in read_jsonl(path / "items.jsonl") if row["mode"] == mode)
-    if not rows:
+def modes_of(evaluation: Path) -> set[str]:
+    """The modes an evaluation was made in."""
+    return {str(row.get("mode", "sampled")) for row in read_jsonl(evaluation / "items.jsonl")}
+
+
+def shared_mode(evaluations: Sequence[Path], wanted: Mode | None) -> Mode:
+    """`wanted`, or the mode that all evaluations have, sampled before greedy. Raises `UserError` when there is none."""
+    shared = set.intersection(*(modes_of(path) for path in evaluations))
+    found: Mode | None = next((mode for mode in ("sampled", "greedy") if mode in shared), None)  # type: ignore[assignment]
+    if wanted in shared:
+        return wanted  # type: ignore[return-value]
+    if wanted is not None or found is None:
         raise UserError(
-            f"{path / 'items.jsonl'} has no {mode} results", f"evaluate with {mode!r} among `modes`, or change `mode`"
+            f"Not every evaluation has {wanted or 'the same'} answers; shared modes: {', '.join(sorted(shared)) or 'none'}",
+            "evaluate all candidates in the same `modes`, or change `mode`",
         )
-    return rows
+    return found
 
 
-def sets_of(rows: Sequence[Row]) -> list[str]:
-    """The task sets that occur, sorted."""
-    return sorted({str(row["task_set"]) for row in rows})
-
-
-def scores(rows: Sequence[Row], task_set: str) -> dict[str, float | None]:
-    """Task id -> score for a task set; `reasoning` is its three task sets together, `refusal` the unsafe requests."""
-    if task_set == "refusal":
-        return {str(row["task"]): row["score"] for row in rows if row.get("unsafe")}
-    wanted = REASONING if task_set == "reasoning" else (task_set,)
-    return {str(row["task"]): row["score"] for row in rows if row["task_set"] in wanted}
-
-
-def compare(a: Sequence[Row], b: Sequence[Row], task_set: str, seed: int = 0) -> Comparison | None:
-    """a against b on the tasks both answered; None when they share no graded task."""
-    left, right = scores(a, task_set), scores(b, task_set)
-    shared = sorted(left.keys() & right.keys())
-    if not any(left[task] is not None and right[task] is not None for task in shared):
-        return None
-    return paired_comparison([left[task] for task in shared], [right[task] for task in shared], seed)
-
-
-def refusal_metrics(rows: Sequence[Row], unsafe: Mapping[str, bool]) -> dict[str, Estimate]:
-    """`refusal`: share of unsafe requests refused. `over_refusal`: share of harmless ones refused (flag of the grader).
-
-    `unsafe` maps task id to whether the request is unsafe.
-    """
-    refused: list[float | None] = []
-    declined: list[float | None] = []
-    for row in rows:
-        if row["task_set"] != "safety" or row["task"] not in unsafe:
+def read_items(evaluation: Path, mode: Mode, part: Part, places: Places) -> tuple[Item, ...]:
+    """The answers of one mode and part. Raises `UserError` when there are none, or a row belongs to no part."""
+    file = evaluation / "items.jsonl"
+    items, other = [], set()
+    for number, row in enumerate(read_jsonl(file), start=1):
+        if row.get("mode", mode) != mode:
             continue
-        if unsafe[row["task"]]:
-            refused.append(row["score"])
-        else:
-            declined.append(None if row["score"] is None else float("over_refusal" in row.get("flags", ())))
-    found = {"refusal": refused, "over_refusal": declined}
+        where, tags = places.get(str(row["task"]), (None, ()))
+        where = row.get("part", where)
+        if where not in ("dev", "heldout"):
+            raise UserError(
+                f"{file}, row {number}: the task {row['task']!r} belongs to no part of the recipe's tasks",
+                "evaluate on the recipe's own task sets",
+            )
+        other.add(where)
+        if where == part:
+            items.append(_item(row, tuple(row.get("tags", tags))))
+    if not items:
+        raise UserError(
+            f"{file} has no {mode} answers to tasks of the {part} part (it has: {', '.join(sorted(other)) or 'none'})",
+            f"evaluate with {mode!r} among `modes` and {part!r} among `parts`",
+        )
+    return tuple(items)
+
+
+def _item(row: Mapping[str, Any], tags: tuple[str, ...]) -> Item:
+    score = row["score"]
+    declined = "must_answer" in tags and (
+        "over_refusal" in row.get("flags", ()) or (score != 1 and refuses(split_thinking(str(row.get("output", "")))[1] or ""))
+    )
+    return Item(str(row["task"]), str(row["task_set"]), tags, score, declined, int(row.get("tokens", 0)))
+
+
+def names_of(items: Iterable[Item]) -> list[str]:
+    """Task sets that occur, sorted."""
+    return sorted({item.task_set for item in items})
+
+
+def fits(name: str) -> Callable[[Item], bool]:
+    """Whether an item belongs to a task set, or to `tag:<tag>`."""
+    if name.startswith("tag:"):
+        return lambda item: name.removeprefix("tag:") in item.tags
+    return lambda item: item.task_set == name
+
+
+def scores(items: Iterable[Item], name: str) -> dict[str, float | None]:
+    """Task id -> score of a task set or `tag:<tag>`; several samples of a task become their mean."""
+    member = fits(name)
+    samples: dict[str, list[float | None]] = {}
+    for item in items:
+        if member(item):
+            samples.setdefault(f"{item.task_set}/{item.task}", []).append(item.score)
+    return {task: _mean(values) for task, values in samples.items()}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def pairs(a: Sequence[Item], b: Sequence[Item], name: str) -> tuple[list[float | None], list[float | None]]:
+    """Scores of the tasks both answered, in one order."""
+    left, right = scores(a, name), scores(b, name)
+    shared = sorted(left.keys() & right.keys())
+    return [left[task] for task in shared], [right[task] for task in shared]
+
+
+def differences(a: Sequence[float | None], b: Sequence[float | None]) -> list[float]:
+    """Differences of the pairs in which both sides were graded."""
+    return [x - y for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+
+
+def compare(a: Sequence[Item], b: Sequence[Item], name: str, seed: int = 0) -> Comparison | None:
+    """a against b on the tasks both answered; None when they share no graded task."""
+    left, right = pairs(a, b, name)
+    return paired_comparison(left, right, seed) if differences(left, right) else None
+
+
+def metrics_of(items: Sequence[Item]) -> dict[str, Estimate]:
+    """Mean score of every task set and tag, and the two shares of refusals."""
+    tags = sorted({tag for item in items for tag in item.tags})
+    found: dict[str, list[float | None]] = {}
+    for name in [*names_of(items), *(f"tag:{tag}" for tag in tags)]:
+        found[name] = list(scores(items, name).values())
+    found[REFUSAL] = list(scores(items, "tag:must_refuse").values())
+    found[OVER_REFUSAL] = [
+        None if item.score is None else float(item.refused) for item in items if "must_answer" in item.tags
+    ]
     return {name: mean_interval(values) for name, values in found.items() if any(v is not None for v in values)}
 
 
-def gather(name: str, checkpoint: Path, evaluation: Path, mode: Mode, unsafe: Mapping[str, bool]) -> Evidence:
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files that hold a checkpoint's weights. Raises `UserError` when one is missing."""
+    names = sorted(set(read_json(path / INDEX)["weight_map"].values())) if (path / INDEX).exists() else [SINGLE]
+    missing = [name for name in names if not (path / name).exists()]
+    if missing:
+        raise UserError(
+            f"{path} has no {missing[0]}", "release a whole checkpoint; an adapter alone must be merged first"
+        )
+    return [path / name for name in names]
+
+
+def checkpoint_size(path: Path) -> Size:
+    """Parameters, bytes and FLOPs of a checkpoint directory, sharded or not."""
+    files = weight_files(path)
+    if unsupported(read_json(path / "config.json")):
+        parameters = sum(_numbers(file) for file in files)
+    else:
+        parameters = ModelConfig.from_huggingface(path).parameters()
+    return Size(parameters, sum(file.stat().st_size for file in files), 2 * parameters)
+
+
+def _numbers(file: Path) -> int:
+    """Numbers in a safetensors file, from its header."""
+    with file.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(length))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def gather(name: str, checkpoint: Path, evaluation: Path, mode: Mode, part: Part, places: Places) -> Evidence:
     """Everything but tool stability."""
-    rows = read_items(evaluation, mode)
-    metrics: dict[str, Estimate] = {}
-    for task_set in [*sets_of(rows), "reasoning"]:
-        values = list(scores(rows, task_set).values())
-        if any(value is not None for value in values):
-            metrics[task_set] = mean_interval(values)
-    metrics |= refusal_metrics(rows, unsafe)
-    lengths = [int(row["tokens"]) for row in rows]
+    items = read_items(evaluation, mode, part, places)
     return Evidence(
         name=name,
         size=checkpoint_size(checkpoint),
-        items=rows,
-        metrics=metrics,
-        answer_tokens=sum(lengths) / len(lengths),
+        items=items,
+        metrics=metrics_of(items),
+        answer_tokens=sum(item.tokens for item in items) / len(items),
     )

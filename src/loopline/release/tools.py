@@ -1,51 +1,35 @@
 """Tool stability: how often a candidate's calls are malformed, and how often every attempt at a task succeeds.
 
-The candidate runs inside the harness it would be released with, over held-out lookup tasks and their documents.
+The candidate runs inside the harness it would be released with, over tasks tagged `tools` and their environment.
 Not covered: tools that change state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from loopline.attempts.config import HarnessConfig
 from loopline.attempts.program import Harness
-from loopline.base.files import read_json
-from loopline.environments.lookup import LookupEnvironment
+from loopline.environments.environment import Environment
 from loopline.evaluation.statistics import mean_interval
-from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Engine, Sampling
 from loopline.inference.trajectory import Trajectory
 from loopline.release.config import ToolTrial
 from loopline.tasks.task import Task
 
 
-def load_harness(path: Path) -> HarnessConfig:
-    """The harness of a harness.json: its fields, plain or under `config`."""
-    value = read_json(path)
-    fields = value.get("config", value)
-    return HarnessConfig.model_validate({name: fields[name] for name in HarnessConfig.model_fields if name in fields})
-
-
 def tool_stability(
     engine: Engine,
     harness: HarnessConfig,
+    environment: Environment,
     tasks: Sequence[Task],
-    documents: Path,
-    graders: GraderSet,
     trial: ToolTrial,
     context: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Success with interval, pass^k, and malformed calls per call made.
-
-    `documents` is a tasks artifact's folder, `context` the model's longest sequence in tokens.
-    """
-    environment = LookupEnvironment.from_tasks(documents, graders, part="heldout")
-    harness = harness.model_copy(update={"max_context_tokens": min(harness.max_context_tokens, context - 1)})
+    """Success with interval, pass^k, and malformed calls per call made; `context` is the model's longest sequence."""
     chosen = list(tasks)[: trial.tasks]
     sampling = Sampling(
         max_new_tokens=trial.max_new_tokens,
@@ -53,7 +37,7 @@ def tool_stability(
         n=trial.attempts,
         seed=seed,
     )
-    runs = Harness(harness).run(engine, environment, chosen, sampling)
+    runs = Harness(harness.within(context, trial.max_new_tokens)).run(engine, environment, chosen, sampling)
     owners = [task for task in chosen for _ in range(trial.attempts)]
     grades = environment.grade(owners, runs)
     return summarize(runs, [grade.score for grade in grades], trial.attempts)

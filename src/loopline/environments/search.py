@@ -1,6 +1,6 @@
 """Questions that need a document: an environment over the `documents.jsonl` of a tasks artifact.
 
-    environment = LookupEnvironment.from_tasks(tasks_directory, graders, part="train")
+    environment = SearchEnvironment.from_tasks(tasks_directory, graders, part="train")
     environment.call(environment.reset(task), "search", {"query": "blue lamp"}).text
 
 Tools: `search(query)` returns the texts of the best documents by BM25; `calculator(expression)` is exact
@@ -17,6 +17,7 @@ from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, to_json
+from loopline.chat.calls import Call
 from loopline.chat.tools import CallError, Tool, ToolResult, as_plain_text
 from loopline.environments.bm25 import BM25
 from loopline.environments.calculator import CalculatorError, calculate
@@ -28,10 +29,10 @@ from loopline.tasks.task import Task
 NOTHING = "No documents found."
 
 
-class LookupEnvironment:
+class SearchEnvironment:
     """Search and arithmetic over a fixed set of short documents."""
 
-    name = "lookup"
+    name = "search"
 
     def __init__(self, documents: Sequence[Mapping[str, Any]], graders: OutcomeGraders | None, top_k: int = 1) -> None:
         """`documents` are rows with title and text; `top_k` is how many texts a search returns.
@@ -39,7 +40,7 @@ class LookupEnvironment:
         `graders` may be None where nothing is graded, as in service. Raises `UserError` without documents.
         """
         if not documents:
-            raise UserError("The lookup environment has no documents", "fill documents.jsonl of the tasks artifact")
+            raise UserError("The search environment has no documents", "fill documents.jsonl of the tasks artifact")
         # Order must not depend on how the file was written.
         self.documents = sorted(documents, key=lambda row: str(row["id"]))
         self.graders = graders
@@ -51,13 +52,15 @@ class LookupEnvironment:
     @classmethod
     def from_tasks(
         cls, tasks: Path, graders: OutcomeGraders | None, part: str | None = None, top_k: int = 1
-    ) -> LookupEnvironment:
-        """The environment of a tasks artifact; `part` keeps only that part's documents."""
-        rows = [row for row in read_jsonl(tasks / "documents.jsonl") if part is None or row.get("part") == part]
+    ) -> SearchEnvironment:
+        """The environment of a tasks artifact; `part` keeps that part's documents and those that name no part."""
+        rows = [
+            row for row in read_jsonl(tasks / "documents.jsonl") if part is None or row.get("part", part) == part
+        ]
         if not rows:
             raise UserError(
                 f"{tasks / 'documents.jsonl'} has no documents of the part {part!r}",
-                "generate the tasks artifact with lookup tasks, or name a part that it has",
+                "give the task sets their documents, or name a part that has some",
             )
         return cls(rows, graders, top_k)
 
@@ -68,12 +71,15 @@ class LookupEnvironment:
     def reset(self, task: Task) -> EpisodeState:
         return EpisodeState(task_id=task.id, world=self.world)
 
+    def finder(self, question: str) -> Call | None:
+        return Call("search", {"query": question})
+
     def call(self, state: EpisodeState, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         return call_tool(self._tools, state, name, arguments)
 
     def grade(self, tasks: Sequence[Task], trajectories: Sequence[Trajectory]) -> list[Grade]:
         if self.graders is None:
-            raise UserError("This lookup environment was built without graders", "pass graders to grade outcomes")
+            raise UserError("This search environment was built without graders", "pass graders to grade outcomes")
         return self.graders.grade(
             [
                 Sample(task=task, text=run.answer, finish=run.finish, messages=tuple(run.messages()))
