@@ -50,7 +50,7 @@ CONFIGS = {
     "loop_traffic": "loopline.release.config:GateConfig",
     "remix": "loopline.plan.config:RemixConfig",
     "pretrain_next": "loopline.pretrain.config:ContinueConfig",
-    "loop_benchmarks": "loopline.release.config:GateConfig",
+    "loop_benchmarks": "loopline.release.config:BenchmarkGateConfig",
 }
 """Recipe section to config class."""
 
@@ -153,8 +153,8 @@ LINE: tuple[StageSpec, ...] = (
         9,
         "loopline.release.stage:release",
         {
-            **{name: name for name in CANDIDATES},
-            **{f"evaluate_{name}": f"evaluate_{name}" for name in CANDIDATES},
+            **{f"candidates.{name}": name for name in CANDIDATES},
+            **{f"evaluations.{name}": f"evaluate_{name}" for name in CANDIDATES},
             "harness": "harness",
             "tasks": "tasks",
             "graders": "graders",
@@ -187,7 +187,7 @@ LINE: tuple[StageSpec, ...] = (
         "loop_traffic",
         9,
         "loopline.release.stage:gate",
-        {"before": "release", "after": "evaluate_retrain"},
+        {"before": "release", "after": "evaluate_retrain", "tasks": "tasks"},
         kind="decision",
     ),
     StageSpec(
@@ -212,7 +212,12 @@ LINE: tuple[StageSpec, ...] = (
         "loop_benchmarks",
         4,
         "loopline.release.stage:gate_benchmarks",
-        {"before": "evaluate_pretrain_control", "after": "evaluate_pretrain_next"},
+        {
+            "before": "evaluate_pretrain",
+            "after": "evaluate_pretrain_next",
+            "control": "evaluate_pretrain_control",
+            "tasks": "tasks",
+        },
         kind="decision",
     ),
 )

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from loopline.chat.calls import Call, asks_tool, nearest_tool, parse_call, repair_call, write_call
 from loopline.chat.tools import Tool, ToolResult, as_plain_text
-from loopline.environments.lookup import CALCULATOR
+from loopline.environments.search import CALCULATOR
 
 SEARCH = Tool(
     name="search",

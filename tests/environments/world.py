@@ -1,4 +1,4 @@
-"""A small lookup world for tests: documents, tasks of every kind, an exact grader, a byte tokenizer."""
+"""A small world to look things up for tests: documents, tasks of every kind, an exact grader, a byte tokenizer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from loopline.chat.calls import write_call
 from loopline.chat.tokenizer import Tokenizer
-from loopline.environments.lookup import LookupEnvironment
+from loopline.environments.search import SearchEnvironment
 from loopline.grading.grade import Grade, Sample, split_thinking
 from loopline.tasks.task import Task, task_from_row
 from tests.support_model import tiny_tokenizer
@@ -47,8 +47,8 @@ def tasks() -> list[Task]:
     return [*map(single, names), *(together(a, b) for a in names for b in names if a < b)]
 
 
-def environment(graders: Any = None) -> LookupEnvironment:
-    return LookupEnvironment(DOCUMENTS, graders or ExactGraders())
+def environment(graders: Any = None) -> SearchEnvironment:
+    return SearchEnvironment(DOCUMENTS, graders or ExactGraders())
 
 
 def tokenizer(path: Path) -> Tokenizer:
@@ -64,7 +64,8 @@ def _task(question: str, answer: str, calls: list) -> Task:
     return task_from_row(
         {
             "id": question,
-            "task_set": "lookup",
+            "task_set": "shop",
+            "tags": ["tools"],
             "messages": [{"role": "user", "content": question}],
             "answer": answer,
             "grader": "final_answer",

@@ -9,13 +9,13 @@ import pytest
 from loopline.base.errors import UserError
 from loopline.chat.tools import ToolResult
 from loopline.environments.environment import EpisodeState
-from loopline.environments.lookup import LookupEnvironment
+from loopline.environments.search import SearchEnvironment
 from loopline.evaluation.environment_audit import audit_environment, require
 from loopline.grading.grade import Grade
 from tests.environments import world
 
 
-class FlakyTools(LookupEnvironment):
+class FlakyTools(SearchEnvironment):
     count = itertools.count()
 
     def call(self, state: EpisodeState, name: str, arguments: Any) -> ToolResult:
@@ -23,7 +23,7 @@ class FlakyTools(LookupEnvironment):
         return ToolResult(text=f"{result.text} {next(self.count)}")
 
 
-class DriftingReset(LookupEnvironment):
+class DriftingReset(SearchEnvironment):
     count = itertools.count()
 
     def reset(self, task: Any) -> EpisodeState:
@@ -35,7 +35,7 @@ class GenerousGraders(world.ExactGraders):
         return [Grade(1.0) for _ in samples]
 
 
-def report(environment: LookupEnvironment, path: Path) -> dict[str, Any]:
+def report(environment: SearchEnvironment, path: Path) -> dict[str, Any]:
     return audit_environment(environment, world.tasks(), world.tokenizer(path))
 
 
@@ -57,7 +57,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
     generous = report(world.environment(GenerousGraders()), tmp_path)
     assert failed(generous) == {"silence_scores_zero", "calls_alone_score_zero"}
     changed = [{**row, "text": row["text"].replace("7", "8")} for row in world.DOCUMENTS]
-    assert failed(report(LookupEnvironment(changed, world.ExactGraders()), tmp_path)) == {"tools_match_recorded"}
+    assert failed(report(SearchEnvironment(changed, world.ExactGraders()), tmp_path)) == {"tools_match_recorded"}
     with pytest.raises(UserError, match="silence_scores_zero failed on 15 of 15 tasks"):
         require(generous)
 

@@ -5,6 +5,8 @@ Not covered: training a policy in the environment (see `posttrain` and `rl`).
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from loopline.attempts.config import HarnessConfig
@@ -27,18 +29,25 @@ class SearchRuntime(Runtime):
     takes={"policy": Takes("checkpoint"), "tasks": Takes("tasks"), "graders": Takes("graders")},
     gives="harness",
     area=7,
+    version=2,
 )
 class HarnessSearchConfig(Config):
     """A search over harness programs with the policy's weights fixed (Meta-Harness, arXiv:2603.28052)."""
 
-    task_set: str = "lookup"
-    """Task set to search on; it needs an environment."""
+    tasks: tuple[str, ...] = ("tag:tools",)
+    """Task sets, by name or as `tag:<tag>`, to search on."""
+    environment: str = "search"
+    """Where the tools come from: a registered environment or "module:Class" (see `environments.registry`)."""
     first: HarnessConfig = HarnessConfig()
-    """The harness to start from and to beat."""
+    """The harness to start from and to beat; under its limits the recorded solutions must score 1."""
+    oracle: Literal["required", "allow_below_one", "none"] = "required"
+    """The recorded solutions, played back under the first harness's limits, are the ceiling of every score. `required`
+    refuses when they score below 1, `allow_below_one` records it, `none` is for tasks without recorded solutions; their
+    environment is not audited."""
     search_tasks: int = Field(default=120, ge=1)
-    """Training-part tasks each candidate is evaluated on, the same for all."""
+    """Development tasks each candidate is evaluated on, the same for all."""
     heldout_tasks: int = Field(default=450, ge=1)
-    """Held-out tasks that only the first harness and the winner ever see."""
+    """Held-out tasks that only the first harness and the winner ever see, once."""
     audit_tasks: int = Field(default=60, ge=1)
     """Tasks of each part on which the environment is audited before anything runs."""
     evaluations: int = Field(default=10, ge=1)
@@ -48,7 +57,7 @@ class HarnessSearchConfig(Config):
     temperature: float = Field(default=0.0, ge=0, le=2)
     """Sampling temperature of every evaluation; 0 is greedy."""
     rollout_tasks: int = Field(default=40, ge=0)
-    """Training-part tasks for which sampled multi-turn rollouts under the winner are written; 0 writes none."""
+    """Training tasks for which sampled multi-turn rollouts under the winner are written; 0 writes none."""
     rollout_samples: int = Field(default=4, ge=1)
     """Rollouts of each of those tasks, at temperature 1."""
     proposer: list[str] = []

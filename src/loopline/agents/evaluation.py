@@ -39,7 +39,7 @@ def run_tasks(
     grades = environment.grade(tasks, runs)
     if all(grade.score is None for grade in grades):
         raise UserError(
-            f"None of {len(tasks)} outcomes could be graded ({grades[0].evidence})", "mend the grader, then run again"
+            f"None of {len(tasks)} outcomes could be graded ({grades[0].evidence})", "fix the grader, then run again"
         )
     return [trace(*entry) for entry in zip(tasks, runs, grades, strict=True)]
 

@@ -4,7 +4,7 @@
 
 The built-in proposer reads the traces of the best harness so far, counts the failures each missing mechanism speaks to,
 and adds the one with the most. When nothing is left that a failure speaks for, it takes mechanisms away, to find the
-cheaper harness on the frontier, and then explores those that may pay without a symptom. A mending whose fault never
+cheaper harness on the frontier, and then explores those that may help without a symptom. A repair whose fault never
 occurs is not tried: it would change nothing. `propose_by_command` asks an outside program instead, a coding agent for
 one. Not covered: writing new mechanisms (a mechanism is code in `harness`).
 """
@@ -62,7 +62,7 @@ class Mechanism:
     symptoms: tuple[str, ...]
     because: str
     explore: str = ""
-    """What it may bring where no symptom speaks for it; empty for a mere mending."""
+    """What it may bring where no symptom speaks for it; empty for a mere repair."""
 
     def present(self, config: HarnessConfig) -> bool:
         """Whether `config` has it already."""
@@ -71,8 +71,10 @@ class Mechanism:
 
 # Cheapest first: among mechanisms with equal evidence the earlier is tried first.
 MECHANISMS = (
-    Mechanism("more-turns", {"max_turns": 6}, ("turn_limit",), "attempts end at the turn limit before they answer"),
-    Mechanism("repair-calls", {"repair_malformed": True}, ("malformed_call",), "calls are broken in ways one can mend"),
+    Mechanism("more-turns", {"max_turns": 16}, ("turn_limit",), "attempts end at the turn limit before they answer"),
+    Mechanism(
+        "repair-calls", {"repair_malformed": True}, ("malformed_call",), "calls are broken in ways one can repair"
+    ),
     Mechanism("route-tools", {"route_unknown_tool": True}, ("unknown_tool",), "calls name tools that do not exist"),
     Mechanism(
         "retry-search",
@@ -145,7 +147,7 @@ def _addition(incumbent: Candidate, rows: Sequence[Mapping[str, Any]], tried: se
         config=config,
         parent=incumbent.name,
         hypothesis=f"In {-negative} of {len(failures)} failures of {incumbent.name} {mechanism.because}: "
-        f"{mechanism.name} should mend some of them.",
+        f"{mechanism.name} should fix some of them.",
     )
 
 
@@ -167,7 +169,7 @@ def _removal(incumbent: Candidate, first: HarnessConfig, tried: set[str]) -> Pro
 
 
 def _exploration(incumbent: Candidate, tried: set[str]) -> Proposal | None:
-    """The incumbent with a mechanism that may pay although no failure asks for it."""
+    """The incumbent with a mechanism that may help although no failure asks for it."""
     for mechanism in MECHANISMS:
         config = incumbent.config.model_copy(update=dict(mechanism.changes))
         if mechanism.explore and sha256_of(config.model_dump()) not in tried:
@@ -189,11 +191,11 @@ def propose_by_command(
             list(command), cwd=workspace, timeout=timeout_s, capture_output=True, text=True, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"The proposer {command[0]!r} did not finish: {error}", "mend the command, resume") from error
+        raise UserError(f"The proposer {command[0]!r} did not finish: {error}", "fix the command, resume") from error
     if done.returncode:
         raise UserError(
             f"The proposer {command[0]!r} ended with status {done.returncode}: {done.stderr.strip()[-300:]}",
-            "mend the command, then resume: evaluated candidates are kept",
+            "fix the command, then resume: evaluated candidates are kept",
         )
     if not path.exists():
         return None

@@ -1,8 +1,11 @@
 """Search the harness program around a fixed policy: the `harness` stage.
 
-Takes `policy` (a checkpoint), `tasks` and `graders`; writes `candidates/`, `frontier.json`, `harness.json` (the
-winner), `heldout.jsonl`, `summary.json`, `audit.json` and `rollouts.jsonl`. The environment is audited first and the
-stage refuses one that fails. Candidates evaluated before a crash are kept. Not covered: environments beside lookup.
+Takes `policy` (a checkpoint), `tasks` and `graders`; writes `candidates/`, `frontier.json`, `harness.json` (the winner
+and its environment), `heldout.jsonl`, `summary.json`, `audit.json` and `rollouts.jsonl`. The environment is audited
+first and the stage refuses one that fails. The search chooses on development tasks; held-out tasks are seen once, by
+the first harness and the winner, whose difference is the gain. Beside it stands the oracle: what the recorded solutions
+score under the same limits. Candidates evaluated before a crash are kept. Not covered: training the policy (see
+`posttrain`).
 """
 
 from __future__ import annotations
@@ -14,71 +17,80 @@ from typing import Any
 
 import torch
 
+from loopline.agents.ceiling import oracle_score, require_ceiling
 from loopline.agents.config import HarnessSearchConfig
 from loopline.agents.evaluation import run_tasks, summarize
 from loopline.agents.proposer import Candidate, Proposal, propose, propose_by_command
 from loopline.agents.search import compare, frontier, search
-from loopline.attempts.config import HarnessConfig
+from loopline.attempts.config import HarnessConfig, write_harness
 from loopline.attempts.program import Harness
-from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_json, write_jsonl
-from loopline.environments.lookup import LookupEnvironment
+from loopline.environments.environment import Environment
+from loopline.environments.registry import load_environment
 from loopline.evaluation.environment_audit import audit_environment, require
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Engine, Sampling, TorchEngine
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
-from loopline.tasks.task import Task, load_tasks
+from loopline.store.progress import Progress
+from loopline.tasks.task import Task, load_chosen
 
-ENVIRONMENTS = {"lookup": LookupEnvironment}
 FIRST, BEST = "harness:first", "harness:best"
+SHOWN = ("low", "high", "n", "ungradable", "tokens", "turns", "symptoms")
+World = tuple[Environment, list[Task]]
 
 
 def harness(config: HarnessSearchConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Audit, search, judge the first harness and the winner on held-out tasks, write the winner's rollouts."""
-    if config.task_set not in ENVIRONMENTS:
-        raise UserError(
-            f"There is no environment for the task set {config.task_set!r}",
-            f"set task_set to one of {', '.join(ENVIRONMENTS)}",
-        )
     torch.set_num_threads(ctx.threads)
-    train = load_tasks(inputs["tasks"] / "train.jsonl", [config.task_set])
-    heldout = load_tasks(inputs["tasks"] / "heldout.jsonl", [config.task_set])
-    order = ctx.rng("search tasks").permutation(len(train)).tolist()
-    train = [train[number] for number in order]
-    searched, held = train[: config.search_tasks], heldout[: config.heldout_tasks]
+    tasks = inputs["tasks"].path
+    rows = {part: load_chosen(tasks / f"{part}.jsonl", config.tasks) for part in ("train", "dev", "heldout")}
+    for part in ("train", "dev"):
+        order = ctx.rng(f"{part} tasks").permutation(len(rows[part])).tolist()
+        rows[part] = [rows[part][number] for number in order]
+    chosen = {"train": rows["train"], "dev": rows["dev"][: config.search_tasks]}
+    chosen["heldout"] = rows["heldout"][: config.heldout_tasks]
     engine = TorchEngine.from_checkpoint(inputs["policy"].path, config.runtime.batch_size)
-    limit = engine.model.config.max_position_embeddings - 1
-    first = config.first.model_copy(update={"max_context_tokens": min(config.first.max_context_tokens, limit)})
+    first = config.first.within(engine.model.config.max_position_embeddings, config.max_new_tokens)
     with GraderSet.from_json(inputs["graders"] / "graders.json") as graders:
-        environment = partial(ENVIRONMENTS[config.task_set].from_tasks, inputs["tasks"].path, graders)
-        learning, judging = environment("train"), environment("heldout")
-        _audit(config, ctx, engine, [(learning, searched), (judging, held)])
-        candidates = _search(config, ctx, engine, learning, searched, first)
-        _heldout(config, ctx, engine, judging, held, candidates)
-        _rollouts(config, ctx, engine, learning, train, candidates)
+        worlds = {
+            part: (load_environment(config.environment, tasks, graders, part), some) for part, some in chosen.items()
+        }
+        ceilings = _audit(config, ctx, engine, worlds, first)
+        candidates = _search(config, ctx, engine, *worlds["dev"], first)
+        write_harness(ctx.out / "harness.json", _winner(candidates).config, config.environment)
+        _heldout(config, ctx, engine, *worlds["heldout"], candidates, ceilings)
+        _rollouts(config, ctx, engine, *worlds["train"], candidates)
 
 
 def _audit(
-    config: HarnessSearchConfig,
-    ctx: Context,
-    engine: Engine,
-    parts: Sequence[tuple[LookupEnvironment, list[Task]]],
-) -> None:
-    """Write audit.json; raise `UserError` when a probe fails."""
+    config: HarnessSearchConfig, ctx: Context, engine: Engine, worlds: Mapping[str, World], first: HarnessConfig
+) -> dict[str, float | None]:
+    """Write audit.json and return the oracle's score per part; raise `UserError` for a probe or a ceiling that
+    fails."""
+    if config.oracle == "none":
+        write_json(ctx.out / "audit.json", {})
+        return dict.fromkeys(worlds)
     reports = {}
-    for name, (environment, tasks) in zip(("train", "heldout"), parts, strict=True):
-        reports[name] = audit_environment(environment, tasks[: config.audit_tasks], engine.tokenizer)
+    for part, (environment, tasks) in worlds.items():
+        reports[part] = audit_environment(environment, tasks[: config.audit_tasks], engine.tokenizer)
     write_json(ctx.out / "audit.json", reports)
     for report in reports.values():
         require(report)
+    ceilings: dict[str, float | None] = {}
+    for part in ("dev", "heldout"):
+        environment, tasks = worlds[part]
+        ceilings[part] = oracle_score(environment, tasks, engine.tokenizer, first, _sampling(config, ctx))
+        if config.oracle == "required":
+            require_ceiling(ceilings[part], part, first, config.max_new_tokens)
+    return ceilings
 
 
 def _search(
     config: HarnessSearchConfig,
     ctx: Context,
     engine: Engine,
-    environment: LookupEnvironment,
+    environment: Environment,
     tasks: Sequence[Task],
     first: HarnessConfig,
 ) -> list[Candidate]:
@@ -104,7 +116,6 @@ def _search(
         candidates = search(workspace, first, evaluate, ask, config.evaluations)
     shutil.copytree(workspace / "candidates", ctx.out / "candidates", dirs_exist_ok=True)
     write_json(ctx.out / "frontier.json", frontier(candidates))
-    write_json(ctx.out / "harness.json", _winner(candidates).config.model_dump())
     return candidates
 
 
@@ -112,13 +123,13 @@ def _heldout(
     config: HarnessSearchConfig,
     ctx: Context,
     engine: Engine,
-    environment: LookupEnvironment,
+    environment: Environment,
     tasks: Sequence[Task],
     candidates: Sequence[Candidate],
+    ceilings: Mapping[str, float | None],
 ) -> None:
     """heldout.jsonl and summary.json: the first harness against the winner, on tasks the search never saw."""
-    winner = _winner(candidates)
-    sides = {FIRST: candidates[0], BEST: winner}
+    sides = {FIRST: candidates[0], BEST: _winner(candidates)}
     rows: dict[str, list[dict[str, Any]]] = {}
     with ctx.progress("held-out tasks", len(tasks) * len({side.name for side in sides.values()})) as bar:
         for label, side in sides.items():
@@ -133,28 +144,34 @@ def _heldout(
     ]
     write_jsonl(ctx.out / "heldout.jsonl", paired)
     metric = f"{'greedy' if config.temperature == 0 else 'sampled'} pass@1"
+    named = {"task": "+".join(sorted({task.task_set for task in tasks})), "metric": metric, "seed": ctx.seed}
     summaries = {label: summarize(found) for label, found in rows.items()}
-    evaluations = [
+    evaluations = []
+    for label, found in summaries.items():
+        limits = sides[label].config
+        ceiling = ceilings["heldout"]
+        if ceiling is not None and limits.limits() != candidates[0].config.limits():
+            ceiling = oracle_score(environment, tasks, engine.tokenizer, limits, _sampling(config, ctx))
+        row = {"checkpoint": label, "harness": sides[label].name, "value": found["score"], "oracle": ceiling}
+        evaluations.append({**named, **row, **{key: found[key] for key in SHOWN}})
+    comparison = {**named, **compare(rows[BEST], rows[FIRST], (BEST, FIRST), ctx.seed)}
+    control = {"name": FIRST, "score": summaries[FIRST]["score"], "oracle": ceilings["heldout"]}
+    write_json(
+        ctx.out / "summary.json",
         {
-            "checkpoint": label,
-            "harness": sides[label].name,
-            "task": f"{config.task_set} (tools)",
-            "metric": metric,
-            "value": found["score"],
-            "seed": ctx.seed,
-            **{key: found[key] for key in ("n", "low", "high", "ungradable", "tokens", "turns", "symptoms")},
-        }
-        for label, found in summaries.items()
-    ]
-    comparison = {
-        "task": f"{config.task_set} (tools)",
-        "metric": metric,
-        "seed": ctx.seed,
-        **compare(rows[BEST], rows[FIRST], (BEST, FIRST), ctx.seed),
-    }
-    write_json(ctx.out / "summary.json", {"evaluations": evaluations, "comparisons": [comparison]})
+            "evaluations": evaluations,
+            "comparisons": [comparison],
+            "oracle": ceilings["heldout"],
+            "oracle_dev": ceilings["dev"],
+            "control": control,
+        },
+    )
     ctx.metrics.summary(
-        heldout_first=summaries[FIRST]["score"], heldout_best=summaries[BEST]["score"], evaluated=len(candidates)
+        heldout_first=summaries[FIRST]["score"],
+        heldout_best=summaries[BEST]["score"],
+        oracle=ceilings["heldout"],
+        evaluated=len(candidates),
+        control=FIRST,
     )
 
 
@@ -162,7 +179,7 @@ def _rollouts(
     config: HarnessSearchConfig,
     ctx: Context,
     engine: Engine,
-    environment: LookupEnvironment,
+    environment: Environment,
     train: Sequence[Task],
     candidates: Sequence[Candidate],
 ) -> None:
@@ -196,7 +213,7 @@ def _rollouts(
     )
 
 
-def _advance(bar: Any, share: float, ended: int) -> None:
+def _advance(bar: Progress, share: float, ended: int) -> None:
     """Attempts count as shares of their task."""
     bar.advance(ended * share)
 

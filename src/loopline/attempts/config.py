@@ -47,7 +47,8 @@ class HarnessConfig(Config):
     vote_temperature: float = Field(default=0.7, gt=0, le=2)
     """Temperature of the attempts when voting and the caller asked for greedy decoding."""
     max_context_tokens: int = Field(default=32_768, ge=16)
-    """An attempt whose context reaches this many tokens ends there; never more than the model leaves free for a turn."""
+    """An attempt whose context reaches this many tokens ends there; never more than the model leaves free for a
+    turn."""
 
     def within(self, context: int, max_new_tokens: int) -> HarnessConfig:
         """The same harness for a model of `context` tokens."""

@@ -31,7 +31,8 @@ class ScriptedEngine:
 
     @classmethod
     def oracle(cls, tokenizer: Tokenizer, tasks: Sequence[Task]) -> ScriptedEngine:
-        """The policy that does in each turn what the task's recorded solution with tools did. Knows these tasks only."""
+        """The policy that does in each turn what the task's recorded solution with tools did. Knows these tasks
+        only."""
         turns = {
             tuple(tokenizer.render(task.messages)): [m["content"] for m in response if m["role"] == "assistant"]
             for task in tasks

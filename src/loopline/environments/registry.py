@@ -3,8 +3,8 @@
     environment = load_environment("search", tasks_directory, graders, part="dev")
     environment = load_environment("my_package.shop:Shop", tasks_directory, graders, part="dev")
 
-A class has `from_tasks(tasks, graders, part=...)`, where `tasks` is the directory of a tasks artifact. Packages add names
-under the entry point group `loopline.environments`. Not covered: environments on another machine.
+A class has `from_tasks(tasks, graders, part=...)`, where `tasks` is the directory of a tasks artifact. Packages add
+names under the entry point group `loopline.environments`. Not covered: environments on another machine.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def environment_class(name: str) -> EnvironmentClass:
             f"The environment {name!r} cannot be imported ({error})", "install its package, or correct the name"
         ) from error
     if not hasattr(found, "from_tasks"):
-        raise UserError(f"The environment {name!r} has no `from_tasks`", "give the class that method (see environments)")
+        raise UserError(
+            f"The environment {name!r} has no `from_tasks`", "give the class that method (see environments)"
+        )
     return found
 
 

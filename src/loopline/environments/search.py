@@ -54,9 +54,7 @@ class SearchEnvironment:
         cls, tasks: Path, graders: OutcomeGraders | None, part: str | None = None, top_k: int = 1
     ) -> SearchEnvironment:
         """The environment of a tasks artifact; `part` keeps that part's documents and those that name no part."""
-        rows = [
-            row for row in read_jsonl(tasks / "documents.jsonl") if part is None or row.get("part", part) == part
-        ]
+        rows = [row for row in read_jsonl(tasks / "documents.jsonl") if part is None or row.get("part", part) == part]
         if not rows:
             raise UserError(
                 f"{tasks / 'documents.jsonl'} has no documents of the part {part!r}",

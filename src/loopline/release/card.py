@@ -26,8 +26,9 @@ def model_card(
     harness: Mapping[str, Any] | None,
     licence: str,
 ) -> str:
-    """MODEL_CARD.md. `check` is the last check, on held-out tasks; `stages` are (input, content digest) pairs; `data` a data artifact's manifest."""
-    row = next(row for row in decision.candidates if row["name"] == decision.champion)
+    """MODEL_CARD.md. `check` is the last check, on held-out tasks; `stages` are (input, content digest) pairs; `data` a
+    data artifact's manifest."""
+    row: Mapping[str, Any] = next(one for one in decision.candidates if one["name"] == decision.champion)
     licences = _licences(data)
     front = ["---", f"license: {licence.lower()}", "tags: [loopline]", "---"]
     parts = [
@@ -44,7 +45,7 @@ def model_card(
     if not decision.passed:
         failed = [*row["failed"], *(held["failed"] if held else [])]
         parts.append(f"**This model does not keep its own gates:** {', '.join(failed) or decision.reasons[0]}")
-    part, shown = ("Held-out", held) if held else ("Development", row)
+    part, shown = ("Development", row) if held is None else ("Held-out", held)
     parts += ["## Evaluation", _evaluation(shown, part, mode), _tools(shown["tools"], part.lower())]
     parts += ["## Candidates", _candidates(decision)]
     if decision.comparisons:
@@ -52,8 +53,8 @@ def model_card(
     parts += ["## Data", _data(data, licences), "## Training", _training(stages)]
     if harness is not None:
         on = {key: value for key, value in sorted(harness.items()) if value not in (False, "", 0)}
-        shown = ", ".join(f"`{key}` = {value}" for key, value in on.items())
-        parts += ["## Harness", f"Released with `harness.json`: {shown}."]
+        settings = ", ".join(f"`{key}` = {value}" for key, value in on.items())
+        parts += ["## Harness", f"Released with `harness.json`: {settings}."]
     parts += ["## Limits", _limits(row, shown), "## Licence", _licence(licence, licences)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -111,7 +112,9 @@ def _comparisons(decision: Decision) -> str:
         ]
         for row in decision.comparisons
     ]
-    head = f"Development tasks, paired differences against `{decision.reference}`; p-values after Holm's correction per candidate.\n\n"
+    head = (
+        f"Development tasks, paired differences against `{decision.reference}`; p-values after Holm's correction.\n\n"
+    )
     return head + _table(["candidate", "task", "n", "difference (95%)", "p", "verdict"], rows)
 
 

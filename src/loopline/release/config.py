@@ -1,8 +1,8 @@
 """What a release is judged by: the objective's weights, the gates, and the two loops' promotion rules.
 
 All of it is part of the stage's identity: changing a weight after seeing the numbers makes a new release, visibly.
-Names in `objective` and `floors` are task sets, `tag:<tag>` or the metrics listed there. Not covered: how candidates are
-evaluated (see `evaluation.config`).
+Names in `objective` and `floors` are task sets, `tag:<tag>` or the metrics listed there. Not covered: how candidates
+are evaluated (see `evaluation.config`).
 """
 
 from __future__ import annotations

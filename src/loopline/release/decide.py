@@ -3,9 +3,9 @@
     decision = decide("traffic", champion, candidate, measured, config)
 
 A comparison is of one task set on the same tasks, or of one source on the same windows of text. Nothing may be worse
-than its margin (non-inferiority: a loss that lies wholly inside the margin does not block), and something must be better
-after Holm's correction. What the comparisons can tell is part of the decision. Not covered: choosing among several
-candidates (see `release.choose`).
+than its margin (non-inferiority: a loss that lies wholly inside the margin does not block), and something must be
+better after Holm's correction. What the comparisons can tell is part of the decision. Not covered: choosing among
+several candidates (see `release.choose`).
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def decide(
 ) -> Row:
     """The decision on the development part: {"name", "before", "after", "decision", "reasons", "comparisons", ...}.
 
-    `names` are (champion, candidate), `measured` compares the candidate with the champion, `control` with a control that
-    had equal compute. Raises `UserError` when there is nothing to compare.
+    `names` are (champion, candidate), `measured` compares the candidate with the champion, `control` with a control
+    that had equal compute. Raises `UserError` when there is nothing to compare.
     """
     before, after = names
     if not measured:

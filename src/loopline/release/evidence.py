@@ -87,12 +87,13 @@ def modes_of(evaluation: Path) -> set[str]:
 def shared_mode(evaluations: Sequence[Path], wanted: Mode | None) -> Mode:
     """`wanted`, or the mode that all evaluations have, sampled before greedy. Raises `UserError` when there is none."""
     shared = set.intersection(*(modes_of(path) for path in evaluations))
-    found: Mode | None = next((mode for mode in ("sampled", "greedy") if mode in shared), None)  # type: ignore[assignment]
+    found: Mode | None = next((mode for mode in ("sampled", "greedy") if mode in shared), None)
     if wanted in shared:
-        return wanted  # type: ignore[return-value]
+        return wanted
     if wanted is not None or found is None:
+        both = ", ".join(sorted(shared)) or "none"
         raise UserError(
-            f"Not every evaluation has {wanted or 'the same'} answers; shared modes: {', '.join(sorted(shared)) or 'none'}",
+            f"Not every evaluation has {wanted or 'the same'} answers; modes they share: {both}",
             "evaluate all candidates in the same `modes`, or change `mode`",
         )
     return found
@@ -114,7 +115,7 @@ def read_items(evaluation: Path, mode: Mode, part: Part, places: Places) -> tupl
             )
         other.add(where)
         if where == part:
-            items.append(_item(row, tuple(row.get("tags", tags))))
+            items.append(item_of(row, tuple(row.get("tags", tags))))
     if not items:
         raise UserError(
             f"{file} has no {mode} answers to tasks of the {part} part (it has: {', '.join(sorted(other)) or 'none'})",
@@ -123,10 +124,12 @@ def read_items(evaluation: Path, mode: Mode, part: Part, places: Places) -> tupl
     return tuple(items)
 
 
-def _item(row: Mapping[str, Any], tags: tuple[str, ...]) -> Item:
+def item_of(row: Mapping[str, Any], tags: tuple[str, ...]) -> Item:
+    """One row of items.jsonl."""
     score = row["score"]
     declined = "must_answer" in tags and (
-        "over_refusal" in row.get("flags", ()) or (score != 1 and refuses(split_thinking(str(row.get("output", "")))[1] or ""))
+        "over_refusal" in row.get("flags", ())
+        or (score != 1 and refuses(split_thinking(str(row.get("output", "")))[1] or ""))
     )
     return Item(str(row["task"]), str(row["task_set"]), tags, score, declined, int(row.get("tokens", 0)))
 

@@ -5,10 +5,10 @@
     chance_equal_passes([(differences, limit.used)], trials=2000, seed=0)
 
 A comparison passes when the lower end of the 95% interval of candidate minus reference lies above -margin. With few or
-noisy tasks an equal candidate fails that by chance: `needed` is the margin at which it passes often enough, `detectable`
-the smallest true loss that is blocked four times out of five. Normal approximation, with one pseudo-observation of each
-sign where scores lie in [0, 1] (Agresti and Min 2005), so that a few equal outcomes are not taken for certainty.
-Not covered: the test itself (see `evaluation.statistics`).
+noisy tasks an equal candidate fails that by chance: `needed` is the margin at which it passes often enough,
+`detectable` the smallest true loss that is blocked four times out of five. Normal approximation, with one
+pseudo-observation of each sign where scores lie in [0, 1] (Agresti and Min 2005), so that a few equal outcomes are not
+taken for certainty. Not covered: the test itself (see `evaluation.statistics`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The release stages: `release` chooses, `gate` and `gate_benchmarks` decide at the end of the two loops.
 
-`release` takes `candidates.<node>` (checkpoints), `evaluations.<node>` (their evaluations, paired by the checkpoint that
-each says it is about), `tasks`, `graders`, and where the line has them `harness` and `data`; it writes release.json,
-model/, evaluation/, harness.json and MODEL_CARD.md. It chooses on the development part; the held-out part is read once,
-for the check of what was chosen. Measured latency goes under log/ and decides nothing. Not covered: moving the
-`champion` ref (the pipeline does it).
+`release` takes `candidates.<node>` (checkpoints), `evaluations.<node>` (their evaluations, paired by the checkpoint
+that each says it is about), `tasks`, `graders`, and where the line has them `harness` and `data`; it writes
+release.json, model/, evaluation/, harness.json and MODEL_CARD.md. It chooses on the development part; the held-out part
+is read once, for the check of what was chosen. Measured latency goes under log/ and decides nothing. Not covered:
+moving the `champion` ref (the pipeline does it).
 """
 
 from __future__ import annotations

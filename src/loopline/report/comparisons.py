@@ -17,7 +17,7 @@ from typing import Any
 
 from loopline.base.files import read_json, read_jsonl
 from loopline.evaluation.statistics import holm
-from loopline.release.evidence import compare, sets_of
+from loopline.release.evidence import compare, item_of, names_of
 from loopline.report.run import Run
 
 Row = dict[str, Any]
@@ -66,9 +66,11 @@ def compare_pair(a: Answers | None, b: Answers | None, question: str) -> list[Ro
     rows: list[Row] = []
     for mode in ("sampled", "greedy"):
         measured: list[Row] = []
-        left, right = ([row for row in side.items if row["mode"] == mode] for side in (a, b))
-        task_sets = sorted(set(sets_of(left)) & set(sets_of(right)))
-        for task in ["reasoning", *task_sets, "refusal"]:
+        left, right = (
+            [item_of(row, tuple(row.get("tags", ()))) for row in side.items if row["mode"] == mode] for side in (a, b)
+        )
+        task_sets = sorted(set(names_of(left)) & set(names_of(right)))
+        for task in ["tag:reasoning", *task_sets, "tag:must_refuse"]:
             found = compare(left, right, task, SEED)
             if found is not None:
                 sides = {"a": a.name, "b": b.name, "task": task, "metric": f"{mode} pass@1", "seed": SEED}

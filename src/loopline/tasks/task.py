@@ -9,7 +9,7 @@ tasks (see `corpus.generators`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +141,20 @@ def load_tasks(
     if not tasks and tags is not None:
         raise UserError(f"{path} has no tasks tagged {' or '.join(sorted(tags))}", "tag a task set, or name sets")
     return tasks
+
+
+def load_chosen(path: Path, names: Sequence[str]) -> list[Task]:
+    """The tasks of a JSONL file that belong to one of `names`: task sets, or `tag:<tag>`.
+
+    Raises `UserError` for a name without a single task.
+    """
+    tasks = load_tasks(path)
+
+    def belongs(task: Task, name: str) -> bool:
+        return name.removeprefix("tag:") in task.tags if name.startswith("tag:") else name == task.task_set
+
+    for name in names:
+        if not any(belongs(task, name) for task in tasks):
+            known = ", ".join(sorted({task.task_set for task in tasks}))
+            raise UserError(f"{path} has no tasks of {name!r}", f"name task sets ({known}) or tag:<tag>")
+    return [task for task in tasks if any(belongs(task, name) for name in names)]
