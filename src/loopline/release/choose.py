@@ -17,7 +17,7 @@ from loopline.base.errors import UserError
 from loopline.evaluation.statistics import holm, paired_comparison
 from loopline.release.config import COSTS, ReleaseConfig
 from loopline.release.evidence import OVER_REFUSAL, REFUSAL, Evidence, differences, fits, names_of, pairs
-from loopline.release.power import chance_equal_passes, effective_margin
+from loopline.release.power import chance_equal_passes, equal_limits, margin_of
 from loopline.release.tools import tool_metrics
 
 Row = dict[str, Any]
@@ -138,11 +138,12 @@ def regression_gates(
     measured = {name: pairs(one.items, reference.items, name) for name in names}
     measured = {name: sides for name, sides in measured.items() if differences(*sides)}
     gates, rows, parts = [], [], []
-    for name, (left, right) in measured.items():
+    for number, (name, (left, right)) in enumerate(measured.items()):
         found, steps = paired_comparison(left, right, seed), differences(left, right)
         asked = -config.floors.get(name, -config.gates.margin)
-        margin = effective_margin(steps, asked, len(measured), config.power, name)
-        parts.append((steps, margin.used))
+        limits = equal_limits(steps, config.power.trials, seed + number)
+        margin = margin_of(limits, len(steps), asked, len(measured), config.power, name)
+        parts.append((limits, margin.used))
         rows.append({"a": one.name, "b": reference.name, "task": name, **asdict(found), "power": asdict(margin)})
         passed = found.low > -margin.used
         detail = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] against {reference.name}, n={found.n}"
@@ -152,7 +153,7 @@ def regression_gates(
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p
         row["better"] = row["better"] if p < 0.05 else None
-    return gates, rows, chance_equal_passes(parts, config.power.trials, seed)
+    return gates, rows, chance_equal_passes(parts)
 
 
 def reference_of(everyone: Sequence[Evidence], config: ReleaseConfig, weights: Mapping[str, float]) -> Evidence:

@@ -21,7 +21,7 @@ from loopline.base.files import read_json, read_jsonl
 from loopline.evaluation.statistics import Comparison, holm, paired_comparison
 from loopline.release.config import GateConfig, Mode
 from loopline.release.evidence import Item, Part, differences, fits, names_of, pairs
-from loopline.release.power import Margin, chance_equal_passes, effective_margin
+from loopline.release.power import Margin, chance_equal_passes, equal_limits, margin_of
 
 Row = dict[str, Any]
 
@@ -113,10 +113,10 @@ def judge(measured: Sequence[Measured], after: str, before: str, config: GateCon
     rows: list[Row] = []
     worse, better, parts = [], [], []
     adjusted = holm([one.found.p for one in measured])
-    for one, p in zip(measured, adjusted, strict=True):
-        scores = one.metric != "bits_per_byte"
-        margin = effective_margin(one.differences, one.asked, len(measured), config.power, one.task, scores)
-        parts.append((one.differences, margin.used))
+    for number, (one, p) in enumerate(zip(measured, adjusted, strict=True)):
+        limits = equal_limits(one.differences, config.power.trials, seed + number)
+        margin = margin_of(limits, len(one.differences), one.asked, len(measured), config.power, one.task)
+        parts.append((limits, margin.used))
         inferior = one.found.low <= -margin.used
         verdict = one.found.better if p < 0.05 else None
         found = {"margin": margin.used, "power": asdict(margin), "p_holm": p, "better": verdict, "inferior": inferior}
@@ -126,7 +126,7 @@ def judge(measured: Sequence[Measured], after: str, before: str, config: GateCon
             worse.append(line)
         elif verdict == "a":
             better.append(line)
-    equal = chance_equal_passes(parts, config.power.trials, seed)
+    equal = chance_equal_passes(parts)
     return {"comparisons": rows, "worse": worse, "better": better, "power": equal}
 
 

@@ -1,14 +1,14 @@
 """What a non-inferiority comparison can tell with the tasks it has.
 
-    power = Power...                                     # see release.config
-    limit = effective_margin(differences, 0.06, comparisons=6, config.power, "math")
-    chance_equal_passes([(differences, limit.used)], trials=2000, seed=0)
+    limits = equal_limits(differences, trials=2000, seed=0)             # one number per simulated equal candidate
+    margin = margin_of(limits, len(differences), asked=0.06, comparisons=6, power=config.power, name="math")
+    chance_equal_passes([(limits, margin.used)])
 
 A comparison passes when the lower end of the 95% interval of candidate minus reference lies above -margin. With few or
-noisy tasks an equal candidate fails that by chance: `needed` is the margin at which it passes often enough,
-`detectable` the smallest true loss that is blocked four times out of five. Normal approximation, with one
-pseudo-observation of each sign where scores lie in [0, 1] (Agresti and Min 2005), so that a few equal outcomes are not
-taken for certainty. Not covered: the test itself (see `evaluation.statistics`).
+noisy tasks an equal candidate fails that by chance. Equal candidates are simulated from the noise at hand, never from
+the observed difference: how often the two sides differ is kept, who wins is tossed. Their lower ends say which margin
+the tasks support (`needed`) and the smallest true loss that is blocked four times out of five (`detectable`). Intervals
+are those of `evaluation.statistics`. Not covered: the power to find gains (see `evaluation.power`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
 from loopline.base.errors import UserError
-from loopline.evaluation.statistics import Z95
+from loopline.evaluation.statistics import BLOCK, Z95, t_quantile
 from loopline.release.config import Power
 
 DETECTED = 0.8
 """Chance with which a loss of size `detectable` is blocked."""
-CHUNK = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -41,60 +39,70 @@ class Margin:
     detectable: float
     """Smallest true loss that is blocked with a chance of 80% under `used`."""
     tasks_needed: int
-    """Tasks with which the asked margin would be supported."""
+    """About how many tasks would support the asked margin."""
 
     @property
     def widened(self) -> bool:
         return self.used > self.asked
 
 
-def standard_error(differences: Sequence[float], bounded: bool = True) -> float:
-    """Standard error of the mean of paired differences if the two sides were equal; `bounded` for scores in [0, 1]."""
+def equal_limits(differences: Sequence[float], trials: int, seed: int) -> np.ndarray:
+    """For each simulated equal candidate the smallest margin at which it would pass: minus its interval's lower end.
+
+    `differences` are of paired scores. Where all are -1, 0 or 1 the interval is Tango's, and one more discordant task
+    of each kind keeps a few equal outcomes from being taken for certainty; otherwise it is Student's.
+    """
     values = np.asarray(differences, dtype=float)
-    pseudo = 1.0 if bounded else 0.0
-    count = len(values) + 2 * pseudo
-    return math.sqrt((float(np.sum(values**2)) + pseudo) / count / count)
+    rng = np.random.default_rng(seed)
+    n = len(values)
+    if np.isin(values, (-1.0, 0.0, 1.0)).all():
+        discordance = (np.count_nonzero(values) + 1) / (n + 2)
+        apart = rng.binomial(n, discordance, trials)
+        wins = rng.binomial(apart, 0.5)
+        return -tango_low(wins, apart - wins, n)
+    limits = []
+    step = max(1, BLOCK // n)
+    for start in range(0, trials, step):
+        shape = (min(step, trials - start), n)
+        sampled = values[rng.integers(0, n, shape)] * (rng.integers(0, 2, shape) * 2 - 1)
+        half = t_quantile(n - 1) * sampled.std(axis=1, ddof=1) / math.sqrt(n) if n > 1 else np.full(shape[0], np.inf)
+        limits.append(half - sampled.mean(axis=1))
+    return np.concatenate(limits)
 
 
-def effective_margin(
-    differences: Sequence[float], asked: float, comparisons: int, power: Power, name: str, bounded: bool = True
-) -> Margin:
-    """The margin to use in one of `comparisons` that must all be passed.
+def tango_low(wins: np.ndarray, losses: np.ndarray, n: int) -> np.ndarray:
+    """Lower ends of `evaluation.statistics.tango`, for many counts (trials,) of the same number of pairs at once."""
+    low, high = np.full(len(wins), -1.0), (wins - losses) / n
+    for _ in range(40):
+        d = (low + high) / 2
+        middle = (2 * n - wins + losses) * d - wins - losses
+        share = (np.sqrt(np.maximum(0.0, middle**2 + 8 * n * losses * d * (1 - d))) - middle) / (4 * n)
+        score = (wins - losses - n * d) / np.sqrt(np.maximum(n * (2 * share + d * (1 - d)), 1e-300))
+        outside = score > Z95
+        low, high = np.where(outside, d, low), np.where(outside, high, d)
+    return np.where(losses == n, -1.0, (low + high) / 2)
+
+
+def margin_of(limits: np.ndarray, n: int, asked: float, comparisons: int, power: Power, name: str) -> Margin:
+    """The margin to use in one of `comparisons` on `n` tasks that must all be passed.
 
     Raises `UserError` when the tasks do not support `asked` and the config says to refuse then.
     """
-    error = standard_error(differences, bounded)
-    normal = NormalDist()
-    needed = (Z95 + normal.inv_cdf(power.equal_passes ** (1 / comparisons))) * error
-    tasks = math.ceil(len(differences) * (needed / asked) ** 2)
+    # The next larger simulated limit, and a hair more: passing is to lie above, not at, -margin.
+    needed = float(np.quantile(limits, power.equal_passes ** (1 / comparisons), method="higher")) + 1e-6
+    tasks = max(1, math.ceil(n * (needed / asked) ** 2))
     if needed > asked and power.underpowered == "refuse":
         raise UserError(
-            f"{name}: {len(differences)} tasks do not support a margin of {asked:g}: an equal candidate would fail too "
-            f"often (the smallest supported margin is {needed:.3f})",
+            f"{name}: {n} tasks do not support a margin of {asked:g}: an equal candidate would fail too often (the "
+            f"smallest supported margin is {needed:.3f})",
             f"evaluate on about {tasks} tasks, widen the margin, or set power.underpowered to widen",
         )
-    used = max(asked, needed)
-    detectable = used + (normal.inv_cdf(DETECTED) - Z95) * error
-    return Margin(asked, used, round(needed, 6), round(max(detectable, 0.0), 6), max(tasks, 1))
+    used = round(max(asked, needed), 6)
+    detectable = used - float(np.quantile(limits, 1 - DETECTED))
+    return Margin(asked, used, round(needed, 6), round(max(detectable, 0.0), 6), tasks)
 
 
-def equal_passes(differences: Sequence[float], margin: float, trials: int, seed: int) -> np.ndarray:
-    """Whether each of `trials` simulated equal candidates passes: differences drawn anew, with random signs."""
-    values = np.asarray(differences, dtype=float)
-    rng = np.random.default_rng(seed)
-    count, step = len(values), max(1, CHUNK // max(1, len(values)))
-    passed = []
-    for start in range(0, trials, step):
-        shape = (min(step, trials - start), count)
-        drawn = values[rng.integers(0, count, shape)] * (rng.integers(0, 2, shape) * 2 - 1)
-        low = drawn.mean(axis=1) - Z95 * drawn.std(axis=1) / math.sqrt(count)
-        passed.append(low > -margin)
-    return np.concatenate(passed)
-
-
-def chance_equal_passes(parts: Sequence[tuple[Sequence[float], float]], trials: int, seed: int) -> float:
-    """Share of simulated equal candidates that pass all comparisons (differences, margin) together."""
-    passed = np.ones(trials, dtype=bool)
-    for number, (differences, margin) in enumerate(parts):
-        passed &= equal_passes(differences, margin, trials, seed + number)
-    return float(passed.mean())
+def chance_equal_passes(parts: Sequence[tuple[np.ndarray, float]]) -> float:
+    """Share of simulated equal candidates that pass all comparisons (limits, margin) together."""
+    passed = [limits < margin for limits, margin in parts]
+    return float(np.logical_and.reduce(passed).mean()) if passed else 1.0
