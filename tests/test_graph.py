@@ -60,8 +60,8 @@ def test_every_stage_function_exists_and_takes_config_inputs_and_context():
 def test_every_candidate_for_release_is_trained_evaluated_and_handed_to_the_release():
     release = next(spec for spec in LINE if spec.name == "release")
     for name in CANDIDATES:
-        assert release.inputs[name] == name
-        evaluation = next(spec for spec in LINE if spec.name == release.inputs[f"evaluate_{name}"])
+        assert release.inputs[f"candidates.{name}"] == name
+        evaluation = next(spec for spec in LINE if spec.name == release.inputs[f"evaluations.{name}"])
         assert evaluation.inputs["checkpoint"] == name
 
 

@@ -73,7 +73,13 @@ def compare_pair(a: Answers | None, b: Answers | None, question: str) -> list[Ro
         for task in ["tag:reasoning", *task_sets, "tag:must_refuse"]:
             found = compare(left, right, task, SEED)
             if found is not None:
-                sides = {"a": a.name, "b": b.name, "task": task, "metric": f"{mode} pass@1", "seed": SEED}
+                sides = {
+                    "a": a.name,
+                    "b": b.name,
+                    "task": task.removeprefix("tag:"),
+                    "metric": f"{mode} pass@1",
+                    "seed": SEED,
+                }
                 measured.append({**sides, **asdict(found)})
         rows += _adjusted(measured, question)
     return rows
