@@ -86,3 +86,17 @@ def test_samples_never_show_what_was_found_and_generated_text_is_exempt():
     change = step(documents)
     assert set(change.edited) == {0}
     assert all("jane" not in piece for _, _, piece in change.cut)
+
+
+@pytest.mark.parametrize("number", ["001-01-0001", "665-10-2345", "667-10-2345", "899-99-9999", "123-45-6789"])
+def test_numbers_the_social_security_administration_gives_out_go(number):
+    assert scrub(f"ssn {number} here") == ("ssn [SSN] here", {"ssn": 1})
+
+
+@pytest.mark.parametrize(
+    # Areas 000, 666 and 900 to 999, group 00 and serial 0000 are never given out.
+    "number",
+    ["000-12-3456", "666-12-3456", "900-12-3456", "987-65-4321", "999-12-3456", "123-00-4567", "123-45-0000"],
+)
+def test_numbers_that_are_never_given_out_stay(number):
+    assert scrub(f"part {number} here") == (f"part {number} here", {})

@@ -103,3 +103,12 @@ def test_the_latest_correction_counts_and_consent_must_be_given_outright():
     assert judge(request("x", feedback=[("edited", "5"), ("edited", "6")]), CONFIG)[1] == "6"
     sft, _, _ = collect([request("x", consent="yes"), request("y", consent=None)], INDEX, CONFIG)
     assert sft == []
+
+
+def test_what_a_user_corrects_is_scrubbed_like_everything_else():
+    feedback = [("thumbs_down", True), ("correction", "Write to jane@mail.example.org or call 555-867-5309")]
+    sft, preferences, funnel = collect([request("x", "Who do I ask?", "Nobody", feedback)], INDEX, CONFIG)
+    clean = {"role": "assistant", "content": "Write to [EMAIL] or call [PHONE]"}
+    assert sft[0]["messages"][-1] == clean and preferences[0]["preferred_output"] == [clean]
+    assert "jane" not in json.dumps([sft, preferences, funnel]) and "867" not in json.dumps([sft, preferences, funnel])
+    assert {row["step"]: row["reasons"] for row in funnel}["scrub"] == {"email": 1, "phone": 1}

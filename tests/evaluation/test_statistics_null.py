@@ -1,10 +1,9 @@
-"""Simulated false wins and coverage, with bounds of three binomial standard errors; the benchmark runs 10,000 trials."""
+"""Simulated false wins and coverage, within three binomial standard errors; the benchmark runs 10,000 trials."""
 
 import math
 
 import numpy as np
 import pytest
-
 from benchmarks.statistics_null import (
     coverage_of_differences,
     coverage_of_means,

@@ -80,3 +80,44 @@ def test_a_code_grader_that_trusts_text_fails(tasks):
 def test_a_grader_without_tasks_is_named(tasks, graders):
     with pytest.raises(UserError, match="no task to audit the grader 'code_tests'"):
         audit(graders, [], seed=0)
+
+
+def graded_by(tasks, body):
+    """Audit of a grader that pays 1 for the exact answer and what `body` says for anything else."""
+    source = (
+        "def grade(sample, item):\n"
+        "    text = sample['output_text'].rsplit('</think>', 1)[-1].strip()\n"
+        f"    if text == item['answer']: return 1.0\n    {body}"
+    )
+    return audit_one(tasks, {"type": "python", "source": source}, REASONING)
+
+
+@pytest.mark.parametrize(("pays", "passed"), [(0.0, True), (0.04, True), (0.06, False), (0.2, False), (0.45, False)])
+def test_an_exploit_may_not_score_more_than_five_hundredths(tasks, pays, passed):
+    entry = graded_by(tasks, f"return {pays}")
+    assert entry["passed"] == passed
+    assert ("copied_prompt pays" in "; ".join(failed_probes(entry))) != passed
+
+
+@pytest.mark.parametrize(("scores", "passed"), [(0.96, True), (0.94, False)])
+def test_reference_answers_must_score_nearly_one(tasks, scores, passed):
+    entry = graded_by(tasks, "return 0.0")
+    assert entry["passed"]
+    source = (
+        "def grade(sample, item):\n"
+        "    text = sample['output_text'].rsplit('</think>', 1)[-1].strip()\n"
+        f"    return {scores} if text == item['answer'] else 0.0"
+    )
+    assert audit_one(tasks, {"type": "python", "source": source}, REASONING)["passed"] == passed
+
+
+def test_a_grader_that_cannot_grade_an_exploit_fails(tasks):
+    # It breaks on repetition alone: every mean is as it should be, yet a policy could hide behind the failure.
+    entry = graded_by(
+        tasks, "return item['nowhere'] if len(text.split()) > 15 and len(set(text.split())) == 1 else 0.0"
+    )
+    assert not entry["passed"]
+    assert all(row["pays"] == (row["probe"] == "reference") for row in entry["probes"])
+    assert "12 samples of repeated could not be graded" in failed_probes(entry)
+    with pytest.raises(UserError, match="could not be graded"):
+        require_passed({"g": entry}, ["g"])

@@ -12,7 +12,7 @@ from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainConfi
 from loopline.training.loop import accumulate, train
 from loopline.training.objectives import DPO, NextToken
 from loopline.training.optimizer import schedule_factor
-from loopline.training.sources import ExampleSource, PairSource, apportion, family_indices
+from loopline.training.sources import ExampleSource, PairSource, apportion, set_indices
 from tests.support import make_context
 from tests.support_model import tiny_model
 
@@ -141,6 +141,34 @@ def test_a_gradient_that_stays_infinite_stops_the_run_with_the_fix(tmp_path):
         )
 
 
+def test_a_gradient_is_cut_to_its_largest_norm(tmp_path):
+    def moved(clip):
+        model = tiny_model(0)
+        before = torch.cat([p.detach().clone().reshape(-1) for p in model.parameters()])
+        config = TrainConfig(
+            optimizer=OptimizerConfig(clip=clip, weight_decay=0, learning_rate=1e-3),
+            schedule=ScheduleConfig(warmup=0, decay=0),
+        )
+        values = train(
+            model,
+            NextToken(),
+            ExampleSource(random_examples(1), 4, 40, 2, 0),
+            1,
+            config,
+            make_context(tmp_path / f"{clip}"),
+        )
+        after = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+        return float((after - before).abs().max()), values["gradient_norm"]
+
+    free, norm = moved(1e9)
+    # AdamW divides by the gradient's size, so a cut shows only where the gradient falls far below its epsilon, 1e-8:
+    # then the step is the gradient over epsilon, here at most a thousandth of the learning rate.
+    cut, reported = moved(1e-11)
+    assert free == pytest.approx(1e-3, rel=0.01) and cut < 1.1e-6
+    # What is reported is the norm before the cut.
+    assert reported == pytest.approx(norm) and norm > 0.1
+
+
 @given(steps=st.integers(5, 400), warmup=st.floats(0, 0.4), decay=st.floats(0, 0.5), final=st.floats(0, 1))
 def test_the_schedule_rises_stays_and_falls(steps, warmup, decay, final):
     schedule = ScheduleConfig(warmup=warmup, decay=decay, final=final)
@@ -159,7 +187,7 @@ def test_the_schedule_rises_stays_and_falls(steps, warmup, decay, final):
 )
 def test_families_keep_their_proportions_over_any_run(shares, per_step, steps):
     sizes = dict.fromkeys(shares, 1200)  # as many as the longest run draws
-    drawn = [item for step in range(steps) for item in family_indices(sizes, shares, per_step, step, 3)]
+    drawn = [item for step in range(steps) for item in set_indices(sizes, shares, per_step, step, 3)]
     assert len(drawn) == per_step * steps
     for name, share in shares.items():
         count = sum(family == name for family, _ in drawn)

@@ -1,13 +1,14 @@
 """Which parameters decay, which go to Muon, and that frozen ones go nowhere."""
 
+import pytest
 import torch
 import transformers
 
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
 from loopline.model.heads import ScoreModel
-from loopline.training.config import OptimizerConfig
-from loopline.training.optimizer import build_optimizers
+from loopline.training.config import OptimizerConfig, ScheduleConfig
+from loopline.training.optimizer import build_optimizers, schedule_factor
 from tests.model.families import EXPERTS, SIZES
 from tests.support_model import tiny_model
 
@@ -48,3 +49,30 @@ def test_frozen_parameters_are_left_out():
     model = tiny_model()
     model.embedding.weight.requires_grad_(False)
     assert set(groups_of(model, "adamw")) == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def factors(steps, **schedule):
+    return [schedule_factor(step, steps, ScheduleConfig(**schedule)) for step in range(steps)]
+
+
+def test_the_learning_rate_at_every_step():
+    # Ten steps: two rise, four stay, the last four fall; the first step of the decay is the first below the peak.
+    rising, flat = [0.5, 1.0], [1.0] * 4
+    assert factors(10, warmup=0.2, decay=0.4, final=0.0) == pytest.approx([*rising, *flat, 1.0, 0.75, 0.5, 0.25])
+    assert factors(10, warmup=0.2, decay=0.4, final=0.2) == pytest.approx([*rising, *flat, 1.0, 0.8, 0.6, 0.4])
+
+
+@pytest.mark.parametrize(("decay", "first"), [(0.1, 91), (0.4, 61), (0.5, 51)])
+def test_the_decay_starts_where_its_share_of_the_steps_begins(decay, first):
+    found = factors(100, warmup=0.0, decay=decay)
+    assert [step for step, factor in enumerate(found) if factor < 1][0] == first
+    assert found[-1] == pytest.approx(1 / round(100 * decay))
+
+
+def test_the_ends_of_the_schedule():
+    assert factors(5, warmup=0.0, decay=0.0) == [1.0] * 5
+    assert factors(4, warmup=1.0, decay=0.0) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert factors(4, warmup=0.0, decay=1.0) == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    # The default: 2% up, 40% down to nothing.
+    found = factors(100)
+    assert found[0] == 0.5 and found[1] == found[60] == 1.0 and found[61] == pytest.approx(39 / 40)
