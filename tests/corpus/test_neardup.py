@@ -116,6 +116,6 @@ def test_by_default_a_copy_shares_seven_tenths_of_its_shingles():
 
     close, removed = near(60)
     assert close > 0.82 and len(removed) > 35
-    # Some of these pairs meet in a band and are verified: only the similarity asked for keeps them, but for an estimate far off.
+    # Some of these pairs meet in a band: only the similarity asked for keeps them, but for an estimate far off.
     far, kept = near(20)
     assert 0.55 < far < 0.62 and len(kept) <= 2
