@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from loopline.base.files import write_json
-from loopline.evaluation.bits import bits_per_byte, window_nats
-from loopline.evaluation.config import EvaluateConfig
-from loopline.evaluation.stage import bits_rows
-from tests.support import make_artifact, make_context
+from loopline.evaluation.bits import bits_per_byte, corpus_bits, window_nats
+from loopline.training.shards import ShardSet
 from tests.support_model import tiny_model
 
 
@@ -62,9 +60,7 @@ def test_rows_per_source_that_has_heldout_text(tmp_path):
         (tmp_path / "data" / "shards" / f"{source}.train.bin").touch()
         (tmp_path / "data" / "shards" / f"{source}.heldout.bin").touch()
     stream.tofile(tmp_path / "data" / "shards" / "books.heldout.bin")
-    rows, scored = bits_rows(
-        tiny_model(), make_artifact(tmp_path / "data"), "pretrain", EvaluateConfig(), make_context(tmp_path / "run")
-    )
+    rows, scored = corpus_bits(tiny_model(), ShardSet(tmp_path / "data"), 100, "pretrain", 0)
     assert [(row["checkpoint"], row["task"], row["metric"]) for row in rows] == [("pretrain", "books", "bits_per_byte")]
     assert 0 < rows[0]["low"] <= rows[0]["value"] <= rows[0]["high"]
     assert rows[0]["value"] == pytest.approx(math.log2(300) / 3, rel=0.1)

@@ -1,7 +1,5 @@
 """Accuracy against tokens: every budget asks every task once, and what the engine forced is counted apart."""
 
-import pytest
-
 from loopline.base.files import read_json
 from loopline.chat.tokenizer import END, THINK, THINK_END
 from loopline.evaluation.config import EvaluateConfig
@@ -58,7 +56,7 @@ def test_the_curve_rises_where_thinking_is_long_enough(tasks, graders, tmp_path)
 
 
 def test_the_stage_writes_a_curve_when_asked_and_the_same_one_again(tmp_path, inputs):
-    config = EvaluateConfig(n=4, max_new_tokens=12, task_sets=("arithmetic", "code"), thinking_budgets=(4, 0))
+    config = EvaluateConfig(n=4, max_new_tokens=12, tasks=("arithmetic", "code"), thinking_budgets=(4, 0))
     contexts = [make_context(tmp_path / name, seed=5) for name in ("a", "b", "c")]
     for context in contexts[:2]:
         evaluate(config, inputs, context)
@@ -72,15 +70,3 @@ def test_the_stage_writes_a_curve_when_asked_and_the_same_one_again(tmp_path, in
     assert not (contexts[2].out / "curve.json").exists()
     for name in ("items.jsonl", "summary.json"):
         assert (contexts[0].out / name).read_bytes() == (contexts[2].out / name).read_bytes()
-
-
-@pytest.mark.parametrize("budget", [None, 3])
-def test_items_say_nothing_of_budgets_unless_asked(tasks, graders, tmp_path, budget):
-    from loopline.evaluation.evaluate import answer_tasks
-
-    chosen = [task for task in tasks if task.task_set == "arithmetic"][:2]
-    engine = Thinker(tiny_tokenizer(tmp_path), chosen, 5)
-    plain = answer_tasks(engine, chosen, graders, EvaluateConfig(), "greedy", 0)
-    asked = answer_tasks(engine, chosen, graders, EvaluateConfig(), "greedy", 0, None, budget)
-    assert all("forced" not in row for row in plain)
-    assert [row["forced"] for row in asked] == [int(budget is not None)] * 2

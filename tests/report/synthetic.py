@@ -65,6 +65,7 @@ def items(checkpoint: str, mode: str) -> list[dict[str, Any]]:
                 {
                     "task": f"{task_set}-{number:03d}",
                     "task_set": task_set,
+                    "part": "heldout",
                     "tags": ["reasoning"] if task_set in FAMILIES[:3] else [],
                     "mode": mode,
                     "score": score,

@@ -29,7 +29,9 @@ def evaluations(run: Run) -> list[Row]:
             continue
         summary = run.json(status.name, "summary.json") or {}
         for row in summary.get("evaluations", []):
-            rows.append({**{field: row.get(field) for field in FIELDS}, "stage": status.name})
+            if row.get("part", "heldout") == "heldout":
+                named = {field: row.get(field) for field in FIELDS}
+                rows.append({**named, "task": str(row["task"]).removeprefix("tag:"), "stage": status.name})
     return rows
 
 
