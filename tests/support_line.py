@@ -17,11 +17,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from loopline.graph import StageSpec
 from pydantic import Field
 
 from loopline.base.config import Config, Runtime
 from loopline.base.files import read_json, write_bytes, write_json
-from loopline.graph import StageSpec
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 
@@ -175,6 +175,7 @@ LINES = {"numbers": (NUMBERS_LINE, NUMBERS_CONFIGS), "training": (TRAINING_LINE,
 def install(name: str) -> None:
     """Put a fake line in the real one's place, for the rest of the process."""
     import loopline.graph
+
     import loopline.line
 
     line, configs = LINES[name]

@@ -6,14 +6,14 @@ import sys
 import time
 from pathlib import Path
 
+import loopline.graph
 import pytest
 import torch
+from loopline.graph import LINE
 
-import loopline.graph
 import loopline.line
 from loopline import cli
 from loopline.base.files import read_json
-from loopline.graph import LINE
 from loopline.store.store import Store
 from tests.support_line import CALLS, NUMBERS_CONFIGS, NUMBERS_LINE, install
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from loopline.graph import CONFIGS, LINE, config_class
 
 from loopline.base.config import Config, identity_of
 from loopline.base.errors import UserError
-from loopline.graph import CONFIGS, LINE, config_class
 from loopline.recipe import find_recipe, load_recipe, parse_recipe, schema
 from tests.json_schema import complaints
 

@@ -57,7 +57,7 @@ def run(
     seed: SeedOption = None,
 ) -> None:
     """Run the line: what is done stays, what changed runs, what was cut short goes on."""
-    from loopline.line import run_line, stop_on_signals
+    from loopline.pipeline import run_line, stop_on_signals
 
     loaded, run_dir = _load(recipe, overrides, seed, directory)
     stop_on_signals()
@@ -77,14 +77,14 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do and why, without doing it."""
-    from loopline.line import plan_line
+    from loopline.pipeline import plan_line
 
     loaded, run_dir = _load(recipe, overrides, seed, directory)
     rows = plan_line(loaded, run_dir, until)
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    _table(["stage", "action", "why"], [[row["name"], row["action"], row["why"]] for row in rows])
+    _table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 @app.command()
@@ -92,7 +92,7 @@ def status(directory: RunDirOption = DEFAULT_RUN, as_json: JsonOption = False) -
     """Show the state of every stage of a run."""
     from dataclasses import asdict
 
-    from loopline.line import status as read_status
+    from loopline.pipeline import status as read_status
 
     rows = read_status(directory)
     if as_json:
@@ -100,7 +100,7 @@ def status(directory: RunDirOption = DEFAULT_RUN, as_json: JsonOption = False) -
         return
     cells = [
         [
-            f"{row.room} {row.stage}",
+            f"{row.area} {row.stage}",
             row.name,
             row.state,
             "" if row.seconds is None else f"{row.seconds:.1f}",
@@ -108,7 +108,7 @@ def status(directory: RunDirOption = DEFAULT_RUN, as_json: JsonOption = False) -
         ]
         for row in rows
     ]
-    _table(["room", "stage", "state", "seconds", "digest"], cells)
+    _table(["part", "node", "state", "seconds", "digest"], cells)
     for row in rows:
         if row.error:
             print(f"{row.name}: {row.error}")
@@ -117,7 +117,7 @@ def status(directory: RunDirOption = DEFAULT_RUN, as_json: JsonOption = False) -
 @app.command()
 def why(stage: str, directory: RunDirOption = DEFAULT_RUN) -> None:
     """Say why a stage last ran."""
-    from loopline.line import why as read_why
+    from loopline.pipeline import why as read_why
 
     row = read_why(directory, stage)
     print(f"{row.name} ({row.state}): {row.why or 'it has not run yet'}")
@@ -236,20 +236,35 @@ def loop_benchmarks(
 
 @app.command()
 def stages(as_json: JsonOption = False) -> None:
-    """List the stages of the line, what each takes and where its settings are."""
-    from loopline.graph import LINE, ROOMS
+    """List the stage kinds that a recipe's line may hold, with what each takes and gives."""
+    from loopline.base.stage import AREAS
+    from loopline.stages import catalogue
 
+    kinds = sorted(catalogue().values(), key=lambda kind: kind.area)
     if as_json:
         rows = [
-            {"name": s.name, "room": s.room, "inputs": dict(s.inputs), "section": s.recipe_section, "kind": s.kind}
-            for s in LINE
+            {
+                "name": kind.name,
+                "area": kind.area,
+                "takes": {role: takes.kind for role, takes in kind.takes.items()},
+                "gives": kind.gives,
+                "summary": kind.summary,
+            }
+            for kind in kinds
         ]
         print(json.dumps(rows, indent=2))
         return
     cells = [
-        [f"{s.room} {ROOMS[s.room]}", s.name, s.recipe_section, ", ".join(sorted(set(s.inputs.values())))] for s in LINE
+        [
+            f"{kind.area} {AREAS[kind.area]}",
+            kind.name,
+            ", ".join(f"{role}{'' if takes.required else '?'}" for role, takes in kind.takes.items()),
+            kind.gives,
+            kind.summary,
+        ]
+        for kind in kinds
     ]
-    _table(["room", "stage", "section", "takes"], cells)
+    _table(["part of the line", "kind", "takes", "gives", "what it does"], cells)
 
 
 @app.command("export")
@@ -307,7 +322,7 @@ RunSeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 def _tune(command: str, as_json: bool, overrides: list[str] | None, **options: Any) -> None:
     from loopline.commands.run import Request, describe, run_command
-    from loopline.line import stop_on_signals
+    from loopline.pipeline import stop_on_signals
 
     stop_on_signals()
     result = run_command(Request(command, overrides=overrides or [], **options), say=_say)

@@ -1,300 +1,192 @@
-"""Runs the line: every node whose ingredients changed, in order, resuming what a crash cut short.
+"""A declared line as nodes: what runs, in which order, from which inputs.
 
-    run_line(recipe, Path("runs/laptop"))
+    nodes = resolve(items, catalogue())      # items from `loopline.recipe`
 
-A node's identity is what it is made from, inputs by content; one already in the store is not run again, and a node that
-reproduces the bytes it had stops the rebuild there. `run.json` tells the state of the line at any time. Not covered:
-nodes in parallel, other machines (see `loopline.compute`).
+Everything that cannot resolve is refused here, before any compute, naming file, line and fix: an unknown kind or
+setting, an input that no earlier node gives, a file that is not there. Not covered: reading recipes (see
+`loopline.recipe`) and running nodes (see `loopline.pipeline`).
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import shutil
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loopline.base.config import identity_of
+from loopline.base.config import Config
 from loopline.base.errors import UserError
-from loopline.base.files import read_json, write_json
-from loopline.graph import LINE, ROOMS, StageSpec, upstream
-from loopline.recipe import Recipe
-from loopline.store.artifact import Artifact
-from loopline.store.context import Context
-from loopline.store.lease import Lease, is_running
-from loopline.store.store import Store
-from loopline.store.why import Making, explain
+from loopline.base.stage import StageKind, Takes
+from loopline.settings import input_files, near, parse_settings, set_value
+from loopline.inputs import find_input
 
-FREE_BYTES = 200 * 2**20
-"""Room below which a run is refused before it starts."""
-
-REFS = (
-    ("champion", "release", "loop_traffic", "retrain"),
-    ("base", "pretrain", "loop_benchmarks", "pretrain_next"),
-)
-"""Name, the node it points at first, the loop that may move it, and the node it moves to."""
+Override = tuple[list[str], Any]
+"""Keys and value of one `--set`."""
 
 
 @dataclass(frozen=True)
-class StageStatus:
-    """One node's state."""
+class Node:
+    """One node of a line."""
 
     name: str
-    room: int
-    stage: str
-    """Title of the room."""
-    state: str
-    """pending, running, interrupted, failed, done."""
-    seconds: float | None = None
-    identity: str | None = None
-    digest: str | None = None
-    path: str | None = None
-    """Artifact directory relative to the run directory."""
-    why: str = ""
-    """Why it ran when it last ran."""
-    error: str = ""
-    """What it failed with, if it did."""
+    kind: StageKind
+    settings: Config
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Role (of one that takes several: role.node) to the earlier node whose artifact fills it."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """Dotted name of a setting to the user's file or directory that it names."""
+    turn: int = 0
+    """Which repetition of a `repeat` it belongs to, from 1; 0 outside."""
+    place: str = ""
+    """"file, line N" where the recipe declares it."""
 
 
-def seed_of(recipe_seed: int, stage: str) -> int:
-    """A stage's seed: its own, so that adding a stage does not shift the others."""
-    return int.from_bytes(hashlib.sha256(f"{recipe_seed}/{stage}".encode()).digest()[:4], "big") >> 1
+@dataclass
+class Item:
+    """A node as declared, before anything is resolved."""
+
+    kind: str
+    settings: dict[str, Any]
+    place: str
+    folder: Path
+    """What paths in its settings are relative to."""
+    name: str | None = None
+    source: Any = None
+    """`from:`: one node's name, or a list."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    turn: int = 0
+    repeated: bool = False
+    """Whether its names carry the number of the repetition."""
 
 
-def making_of(spec: StageSpec, recipe: Recipe, inputs: Mapping[str, Artifact]) -> Making:
-    """Everything the node's identity covers."""
-    return Making(
-        spec.name,
-        spec.version,
-        seed_of(recipe.seed, spec.name),
-        identity_of(recipe.section(spec.recipe_section)),
-        {role: {"stage": item.stage, "digest": item.digest} for role, item in sorted(inputs.items())},
-    )
+def name_items(items: Sequence[Item]) -> list[str]:
+    """A unique name for every item: its own or its kind's, with the number of its repetition, or of its double."""
+    names: list[str] = []
+    for item in items:
+        base = item.name or item.kind
+        name = f"{base}_{item.turn}" if item.repeated else base
+        if name in names and item.name is not None:
+            raise UserError(f"{item.place}: two nodes are called {name!r}", "give one of them another `name:`")
+        number = 2
+        unique = name
+        while unique in names:
+            unique, number = f"{name}_{number}", number + 1
+        names.append(unique)
+    return names
 
 
-class Board:
-    """`run.json`: what every node of the line is up to."""
+def resolve(
+    items: Sequence[Item], kinds: Mapping[str, StageKind], overrides: Sequence[Override] = (), taken: Sequence[str] = ()
+) -> tuple[Node, ...]:
+    """The nodes of the items, in order, with typed settings and every input filled.
 
-    def __init__(self, run_dir: Path, recipe: Recipe, line: Sequence[StageSpec]) -> None:
-        self.file = run_dir / "run.json"
-        self.recipe = {"name": recipe.name, "seed": recipe.seed}
-        before = {row["name"]: row for row in read_json(self.file)["stages"]} if self.file.exists() else {}
-        self.rows = {spec.name: StageStatus(spec.name, spec.room, ROOMS[spec.room], "pending") for spec in line}
-        self.reasons = {name: row.get("why", "") for name, row in before.items()}
-
-    def set(
-        self,
-        spec: StageSpec,
-        state: str,
-        why: str | None = None,
-        artifact: Artifact | None = None,
-        error: BaseException | None = None,
-    ) -> None:
-        """Record a node's state. Without `why` the reason it last ran for stays."""
-        if why is not None:
-            self.reasons[spec.name] = why
-        details: dict[str, Any] = {}
-        if artifact is not None:
-            details = {
-                "seconds": artifact.meta["seconds"],
-                "identity": artifact.identity,
-                "digest": artifact.digest,
-                "path": artifact.path.relative_to(self.file.parent).as_posix(),
-            }
-        if error is not None:
-            details["error"] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        row = StageStatus(spec.name, spec.room, ROOMS[spec.room], state, why=self.reasons.get(spec.name, ""), **details)
-        if row != self.rows[spec.name]:
-            self.rows[spec.name] = row
-            self.write()
-
-    def write(self) -> None:
-        write_json(self.file, {"recipe": self.recipe, "stages": [asdict(row) for row in self.rows.values()]})
-
-
-def select(line: Sequence[StageSpec], until: str | None) -> list[StageSpec]:
-    """The nodes to run: all, or `until` and what it needs."""
-    if until is None:
-        return list(line)
-    if until not in {spec.name for spec in line}:
-        raise UserError(f"There is no stage {until!r}", f"use one of: {', '.join(spec.name for spec in line)}")
-    return upstream(line, until)
-
-
-def run_line(
-    recipe: Recipe,
-    run_dir: Path,
-    until: str | None = None,
-    line: Sequence[StageSpec] = LINE,
-    say: Callable[[str], None] = lambda text: None,
-    given: Mapping[str, Artifact] | None = None,
-) -> dict[str, Artifact]:
-    """Run what has to run; returns the artifact of every node that has one, the selected ones included.
-
-    `given` are inputs that no node makes, such as a user's file; nodes name them like other nodes.
-
-    Raises `UserError` for anything the user can mend; other exceptions of a stage propagate after its failure is
-    recorded.
+    `overrides` whose first key is a node's name change that node, those whose first key is a kind every node of it.
+    `taken` are further first keys that a message may propose. Raises `UserError` for whatever does not resolve.
     """
-    chosen = {spec.name for spec in select(line, until)}
-    with Lease(run_dir) as lease:
-        _refuse_full_disk(run_dir)
-        store = Store(run_dir)
-        store.sweep()
-        board = Board(run_dir, recipe, line)
-        done: dict[str, Artifact] = dict(given or {})
-        for spec in line:
-            if any(name not in done for name in spec.inputs.values()):
-                continue
-            inputs = {role: done[name] for role, name in spec.inputs.items()}
-            making = making_of(spec, recipe, inputs)
-            artifact = store.find(spec.name, making.identity)
-            if artifact is None and spec.name not in chosen:
-                continue
-            if artifact is None:
-                artifact = _run_stage(spec, recipe, store, board, lease, making, inputs, say)
-            done[spec.name] = artifact
-            board.set(spec, "done", artifact=artifact)
-        board.write()
-        _set_refs(store, done)
-        store.rebuild_index()
-    return done
+    for item in items:
+        if item.kind not in kinds:
+            raise UserError(
+                f"{item.place}: there is no stage kind {item.kind!r}", near(item.kind, list(kinds), "kinds")
+            )
+    names = name_items(items)
+    _override(items, names, overrides, taken)
+    nodes: list[Node] = []
+    for item, name in zip(items, names, strict=True):
+        kind = kinds[item.kind]
+        settings = parse_settings(kind.config, item.settings, name, item.place)
+        files = {
+            role: find_input(text, item.folder, item.place, f"{name}.{role}") for role, text in input_files(settings)
+        }
+        inputs = _inputs(item, name, kind, nodes, names)
+        nodes.append(Node(name, kind, settings, inputs, files, item.turn, item.place))
+    return tuple(nodes)
 
 
-def _set_refs(store: Store, done: Mapping[str, Artifact]) -> None:
-    """Point `champion` and `base` at what the line released, or at what its loops promoted after that."""
-    for name, first, loop, candidate in REFS:
-        if first in done:
-            promoted = loop in done and read_json(done[loop] / "decision.json")["decision"] == "promote"
-            store.set_ref(name, done[candidate if promoted else first])
+def _override(items: Sequence[Item], names: Sequence[str], overrides: Sequence[Override], taken: Sequence[str]) -> None:
+    for keys, value in overrides:
+        first = keys[0]
+        text = f"{'.'.join(keys)}={value}"
+        chosen = [item for item, name in zip(items, names, strict=True) if name == first]
+        chosen = chosen or [item for item in items if first in (item.name, item.kind)]
+        if not chosen:
+            known = list(dict.fromkeys([*taken, *names, *(item.kind for item in items)]))
+            raise UserError(f"--set {text}: the recipe has no node {first!r}", near(first, known, "nodes"))
+        if len(keys) < 2:
+            raise UserError(f"--set {text}: {first} is a node, not a setting", f"write for example {first}.steps=5")
+        for item in chosen:
+            set_value(item.settings, keys[1:], value, text)
 
 
-def _run_stage(
-    spec: StageSpec,
-    recipe: Recipe,
-    store: Store,
-    board: Board,
-    lease: Lease,
-    making: Making,
-    inputs: Mapping[str, Artifact],
-    say: Callable[[str], None],
-) -> Artifact:
-    from loopline.compute.local import prepare
-
-    changes = store.changes(making, spec.recipe_section)
-    why = explain(changes)
-    attempt = store.begin(making)
-    board.set(spec, "running", why)
-    say(f"[{spec.room}] {spec.name}: {why}")
-    threads = prepare(recipe.compute.device, recipe.compute.threads)
-
-    def beat() -> None:
-        lease.beat()
-        attempt.beat()
-
-    context = Context(spec.name, attempt.out, attempt.state, making.seed, threads, recipe.compute.device, beat)
-    try:
-        with _full_disk_explained(spec.name):
-            spec.load()(recipe.section(spec.recipe_section), inputs, context)
-            runtime = {"threads": threads, "device": recipe.compute.device}
-            artifact = store.commit(attempt, spec.kind, context.metrics.values, runtime)
-    except KeyboardInterrupt:
-        board.set(spec, "interrupted", why)
-        raise
-    except BaseException as error:
-        board.set(spec, "failed", why, error=error)
-        raise
-    say(f"    {artifact.meta['seconds']:.1f} s, {artifact.digest[:12]}")
-    return artifact
-
-
-@contextmanager
-def _full_disk_explained(stage: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError) or not _is_full_disk(error):
-            raise
-        raise UserError(
-            f"The disk is full, so {stage} could not go on; every finished stage is safe",
-            "free some space and run the same command again: it continues where it stopped",
-        ) from error
-
-
-def _is_full_disk(error: Exception) -> bool:
-    """Libraries that write for themselves raise errors of their own, which only their text tells apart."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(phrase in str(error).lower() for phrase in ("no space left on device", "disk is full"))
-
-
-def _refuse_full_disk(run_dir: Path) -> None:
-    free = shutil.disk_usage(run_dir).free
-    if free < FREE_BYTES:
-        raise UserError(
-            f"Only {free / 2**20:.0f} MiB are free where {run_dir} lies; a run needs at least "
-            f"{FREE_BYTES / 2**20:.0f} MiB",
-            "free some space, or put the run elsewhere with --dir",
-        )
-
-
-def plan_line(
-    recipe: Recipe, run_dir: Path, until: str | None = None, line: Sequence[StageSpec] = LINE
-) -> list[dict[str, str]]:
-    """What a run would do, without doing it: {"name", "action": "reuse" | "run" | "depends", "why"}.
-
-    A node below one that would run "depends": it runs unless its inputs come out with the bytes they had.
-    """
-    store = Store(run_dir)
-    done: dict[str, Artifact] = {}
-    rows = []
-    for spec in select(line, until):
-        waiting = sorted({name for name in spec.inputs.values() if name not in done})
-        if waiting:
-            rows.append({"name": spec.name, "action": "depends", "why": f"after {', '.join(waiting)}"})
-            continue
-        making = making_of(spec, recipe, {role: done[name] for role, name in spec.inputs.items()})
-        artifact = store.find(spec.name, making.identity)
-        if artifact is not None:
-            done[spec.name] = artifact
-            rows.append({"name": spec.name, "action": "reuse", "why": ""})
+def _inputs(item: Item, name: str, kind: StageKind, before: Sequence[Node], names: Sequence[str]) -> dict[str, str]:
+    """Which earlier node fills each role."""
+    wanted = dict(item.inputs)
+    if item.source is not None:
+        if not kind.takes:
+            raise UserError(f"{item.place}: {name} takes no input, so `from` means nothing", "remove `from`")
+        wanted.setdefault(next(iter(kind.takes)), item.source)
+    for role in wanted:
+        if role not in kind.takes:
+            raise UserError(f"{item.place}: {name} has no input {role!r}", near(role, list(kind.takes), "inputs"))
+    found: dict[str, str] = {}
+    for role, takes in kind.takes.items():
+        if role in wanted:
+            chosen = wanted[role] if isinstance(wanted[role], list) else [wanted[role]]
+            nodes = [_named(str(word), takes, role, item, name, before, names) for word in chosen]
+            if not takes.many and len(nodes) > 1:
+                raise UserError(f"{item.place}: the input {role!r} of {name} takes one node", "name one")
         else:
-            why = explain(store.changes(making, spec.recipe_section))
-            rows.append({"name": spec.name, "action": "run", "why": why})
-    return rows
+            nodes = _by_default(takes, before)
+        if not nodes and takes.required:
+            raise UserError(
+                f"{item.place}: {name} needs a {' or '.join(takes.kinds)} as its input {role!r}, and no node before it "
+                "gives one",
+                f"put a stage that gives one before it (`loopline stages` lists them), or name it: "
+                f"inputs: {{{role}: NODE}}",
+            )
+        for node in nodes:
+            found[f"{role}.{node.name}" if takes.many else role] = node.name
+    return found
 
 
-def status(run_dir: Path) -> list[StageStatus]:
-    """The state of every node, from `run.json`; one that was running when its process died is "interrupted".
-
-    Raises `UserError` when there is no run.
-    """
-    file = run_dir / "run.json"
-    if not file.exists():
-        raise UserError(f"There is no run in {run_dir}", "start one with `loopline run laptop`, or name it with --dir")
-    rows = [StageStatus(**row) for row in read_json(file)["stages"]]
-    if is_running(run_dir):
-        return rows
-    return [replace(row, state="interrupted") if row.state == "running" else row for row in rows]
+def _by_default(takes: Takes, before: Sequence[Node]) -> list[Node]:
+    if not takes.by_default:
+        return []
+    fitting = [node for node in before if node.kind.gives in takes.kinds]
+    return fitting if takes.many else fitting[-1:]
 
 
-def why(run_dir: Path, stage: str) -> StageStatus:
-    """Why a node last ran. Raises `UserError` for an unknown one."""
-    rows = {row.name: row for row in status(run_dir)}
-    if stage not in rows:
-        raise UserError(f"There is no stage {stage!r} in {run_dir}", f"use one of: {', '.join(rows)}")
-    return rows[stage]
+def _named(
+    word: str, takes: Takes, role: str, item: Item, name: str, before: Sequence[Node], names: Sequence[str]
+) -> Node:
+    """The earlier node that `word` names: inside a repetition that of the same turn, outside that of the last."""
+    fitting = [node for node in before if node.name in (word, f"{word}_{item.turn}" if item.turn else word)]
+    fitting = fitting or [node for node in before if node.turn and node.name == f"{word}_{node.turn}"]
+    if not fitting:
+        later = " It comes later in the line." if word in names else ""
+        raise UserError(
+            f"{item.place}: {name} takes {role!r} from {word!r}, and no node before it has that name.{later}",
+            near(word, [node.name for node in before], "nodes"),
+        )
+    node = fitting[-1]
+    if node.kind.gives not in takes.kinds:
+        raise UserError(
+            f"{item.place}: the input {role!r} of {name} is a {' or '.join(takes.kinds)}, and {node.name} gives a "
+            f"{node.kind.gives}",
+            "name a node that gives one",
+        )
+    return node
 
 
-def stop_on_signals() -> None:
-    """Turn SIGTERM into the same orderly stop as Ctrl-C."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+def upstream(nodes: Sequence[Node], names: Sequence[str]) -> list[Node]:
+    """The named nodes and everything they need, in order. Raises `UserError` for an unknown one."""
+    by_name = {node.name: node for node in nodes}
+    wanted: set[str] = set()
+    pending = list(names)
+    while pending:
+        current = pending.pop()
+        if current not in by_name:
+            raise UserError(f"There is no node {current!r}", near(current, list(by_name), "nodes"))
+        if current not in wanted:
+            wanted.add(current)
+            pending += by_name[current].inputs.values()
+    return [node for node in nodes if node.name in wanted]

@@ -10,12 +10,13 @@ the champion (or the base) at once. Not covered: deciding when to turn a loop; a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json
-from loopline.line import run_line
+from loopline.pipeline import run_line
 from loopline.recipe import Recipe
 
 
@@ -51,9 +52,10 @@ def with_recorded_traffic(recipe: Recipe, database: str) -> Recipe:
         digest = traffic_digest(records)
     finally:
         records.close()
-    section = recipe.section("traffic").model_dump() | {"live": {"database": database}, "live_digest": digest}
-    traffic = type(recipe.section("traffic")).model_validate(section)
-    return recipe.model_copy(update={"sections": {**recipe.sections, "traffic": traffic}})
+    node = recipe.node("traffic")
+    values = node.settings.model_dump() | {"live": {"database": database}, "live_digest": digest}
+    settings = type(node.settings).model_validate(values)
+    return replace(recipe, nodes=tuple(replace(n, settings=settings) if n is node else n for n in recipe.nodes))
 
 
 def _turn(run_dir: Path, recipe: Recipe, node: str, say: Callable[[str], None]) -> dict[str, Any]:

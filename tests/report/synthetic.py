@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loopline.graph import LINE, StageSpec
+
 from loopline.base.files import write_json, write_jsonl, write_text
 from loopline.evaluation.evaluate import summarize
-from loopline.graph import LINE, StageSpec
 from loopline.line import run_line
 from loopline.recipe import Recipe, parse_recipe
 from loopline.store.artifact import Artifact

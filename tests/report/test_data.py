@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from loopline.graph import LINE
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json
-from loopline.graph import LINE
 from loopline.line import run_line
 from loopline.report.data import build_report
 from loopline.store.artifact import content_digest

@@ -16,14 +16,15 @@ from typing import Any
 
 from loopline.base.config import Config
 from loopline.base.errors import UserError
+from loopline.base.stage import StageKind
 from loopline.commands.config import FineTuneConfig, PreferenceConfig, ProbeConfig, ReinforceConfig, RewardModelConfig
-from loopline.commands.given import given_file, given_model
-from loopline.graph import StageSpec
-from loopline.line import run_line
-from loopline.model.given import Digests
+from loopline.line import Node
+from loopline.pipeline import run_line
 from loopline.posttrain.config import RejectConfig
-from loopline.recipe import ComputeConfig, Recipe, parse_settings, read_overrides
+from loopline.recipe import ComputeConfig, Recipe
+from loopline.settings import parse_settings, set_value, split_override
 from loopline.store.artifact import Artifact
+from loopline.inputs import find_input
 from loopline.store.store import Store
 from loopline.tasks.config import DataConfig
 
@@ -65,9 +66,25 @@ class Request:
 class Job:
     """A request, understood: the stages, their settings and what they are given."""
 
-    line: list[StageSpec]
+    line: list[Node]
     sections: dict[str, Config]
-    given: dict[str, Artifact] = field(default_factory=dict)
+    given: dict[str, Path] = field(default_factory=dict)
+
+    def add(
+        self,
+        name: str,
+        area: int,
+        function: str,
+        inputs: Mapping[str, str],
+        section: str = "",
+        gives: str = "checkpoint",
+    ) -> None:
+        """Append a node."""
+        settings = self.sections[section or name]
+        kind = StageKind(section or name, type(settings), function, gives, area=area)
+        files = {role: self.given[source] for role, source in inputs.items() if source in self.given}
+        nodes = {role: source for role, source in inputs.items() if source not in self.given}
+        self.line.append(Node(name, kind, settings, nodes, files))
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -97,14 +114,16 @@ def purpose_of(command: str, settings: Config) -> str:
 
 def settings_of(request: Request) -> dict[str, Config]:
     """The configs of every section. Raises `UserError` for a setting that does not exist or a value out of bounds."""
-    raw = read_overrides(request.overrides)
+    raw: dict[str, Any] = {}
+    for text in request.overrides:
+        set_value(raw, *split_override(text), text)
     data, probe = raw.pop("data", None) or {}, raw.pop("grader", None) or {}
     if not isinstance(data, dict) or not isinstance(probe, dict):
         raise UserError("--set data=... and --set grader=... name no setting", "write --set data.limit=100")
-    main = parse_settings(raw, COMMANDS[request.command], request.command, "--set")
+    main: Any = parse_settings(COMMANDS[request.command], raw, request.command, "--set")
     columns = {**data.pop("columns", {}), **parse_columns(request.columns)}
     data |= {"columns": columns, "purpose": purpose_of(request.command, main)}
-    sections = {request.command: main, "data": parse_settings(data, DataConfig, "data", "--set")}
+    sections = {request.command: main, "data": parse_settings(DataConfig, data, "data", "--set")}
     if request.command in GRADED:
         from loopline.commands.graders import load_grader
 
@@ -115,49 +134,45 @@ def settings_of(request: Request) -> dict[str, Config]:
             "max_new_tokens": main.max_new_tokens,
             "temperature": main.temperature,
         }
-        sections["grader"] = parse_settings(probe, ProbeConfig, "grader", "--set")
+        sections["grader"] = parse_settings(ProbeConfig, probe, "grader", "--set")
     elif request.grader is not None:
         raise UserError(f"`loopline {request.command}` takes no grader", "leave --grader out")
     return sections
 
 
-def plan_command(request: Request, digests: Digests) -> Job:
+def plan_command(request: Request) -> Job:
     """The stages of a request and what they are given. Raises `UserError` for anything missing."""
     if request.command not in COMMANDS:
         raise UserError(f"There is no command {request.command!r}", f"use {', '.join(COMMANDS)}")
     job = Job([], settings_of(request))
-    job.given["model"] = given_model(request.model, digests)
-    job.given["file"] = given_file(request.data, "data", digests)
+    job.given["model"] = find_input(str(request.model), Path(), "--model", "model")
+    job.given["file"] = find_input(str(request.data), Path(), "--data", "data")
     here = "loopline.commands"
-    job.line.append(StageSpec("data", 2, f"{here}.data:data", {"file": "file"}, kind="rows"))
+    job.add("data", 2, f"{here}.data:data", {"file": "file"}, gives="rows")
     sources = {"model": "model", "data": "data"}
     if request.command in ("sft", "reward", "dpo"):
         function = {"sft": "tune:sft", "reward": "preference:reward", "dpo": "preference:dpo"}[request.command]
-        job.line.append(StageSpec(request.command, 5, f"{here}.{function}", sources))
+        job.add(request.command, 5, f"{here}.{function}", sources)
         return job
-    job.line.append(StageSpec("grader", 6, f"{here}.graders:graders", sources, kind="graders"))
+    job.add("grader", 6, f"{here}.graders:graders", sources, gives="graders")
     inputs = {"policy": "model", "tasks": "grader", "graders": "grader"}
     if request.command == "grpo":
-        job.line.append(StageSpec("grpo", 5, "loopline.posttrain.stage:grpo", inputs))
+        job.add("grpo", 5, "loopline.posttrain.stage:grpo", inputs)
         return job
     if request.heldout is not None:
-        job.given["heldout_file"] = given_file(request.heldout, "heldout", digests)
+        job.given["heldout_file"] = find_input(str(request.heldout), Path(), "--heldout", "heldout")
         job.sections["heldout"] = job.sections["data"].model_copy(update={"limit": None})
-        job.line.append(StageSpec("heldout", 2, f"{here}.data:data", {"file": "heldout_file"}, kind="rows"))
+        job.add("heldout", 2, f"{here}.data:data", {"file": "heldout_file"}, gives="rows")
         inputs["heldout"] = "heldout"
     if request.reward_model is not None:
-        job.given["reward_model"] = given_model(request.reward_model, digests, "--reward-model")
+        job.given["reward_model"] = find_input(str(request.reward_model), Path(), "--reward-model", "reward_model")
         inputs["reward_model"] = "reward_model"
     restart = job.sections["reject"].restart  # type: ignore[attr-defined]
     before = "model"
     for number in range(1, request.rounds + 1):
         name = f"reject_{number}"
         start = "model" if restart else before
-        job.line.append(
-            StageSpec(
-                name, 5, "loopline.posttrain.stage:reject", {**inputs, "policy": before, "start": start}, "reject"
-            )
-        )
+        job.add(name, 5, "loopline.posttrain.stage:reject", {**inputs, "policy": before, "start": start}, "reject")
         before = name
     return job
 
@@ -167,16 +182,11 @@ def run_command(request: Request, say: Callable[[str], None] = lambda text: None
 
     Raises `UserError` for anything that the user can mend.
     """
-    digests = Digests(request.out / "inputs.json")
-    job = plan_command(request, digests)
-    recipe = Recipe(
-        name=request.command,
-        seed=request.seed,
-        compute=ComputeConfig(device=request.device, threads=request.threads),  # type: ignore[arg-type]
-    ).model_copy(update={"sections": job.sections})
+    job = plan_command(request)
+    compute = ComputeConfig(device=request.device, threads=request.threads)  # type: ignore[arg-type]
+    recipe = Recipe(request.command, request.seed, compute, tuple(job.line))
     before = {artifact.identity for artifact in Store(request.out).artifacts()}
-    done = run_line(recipe, request.out, line=job.line, say=say, given=job.given)
-    digests.save()
+    done = run_line(recipe, request.out, say=say)
     last = done[job.line[-1].name]
     link_result(request.out, last)
     result = {

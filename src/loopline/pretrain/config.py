@@ -43,7 +43,9 @@ class ContinueConfig(Config):
     """Continued pretraining of a base under a new mixture, beside a control under the old one."""
 
     tokens: int = Field(default=400_000, ge=1)
-    """Tokens of each of the two runs."""
+    """Tokens of the run."""
+    mixture: Literal["before", "after"] = "after"
+    """Which side of mixture.json it trains on: the one the base was trained on, or the proposed one."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     matrix_learning_rate: float = Field(default=0.006, gt=0)

@@ -51,13 +51,10 @@ def pretrain(config: PretrainConfig, inputs: Mapping[str, Artifact], ctx: Contex
 
 
 def continue_pretraining(config: ContinueConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
-    """Train a base further under one side of mixture.json.
-
-    A stage whose name ends in "control" takes "before", the mixture the base was trained on; any other takes "after".
-    """
+    """Train a base further under one side of mixture.json."""
     plan = read_json(inputs["plan"] / "plan.json")
     mixture = read_json(inputs["mixture"] / "mixture.json")
-    side = "before" if ctx.stage.endswith("control") else "after"
+    side = config.mixture
     model = load_model(inputs["base"].path, ctx.device)
     shards = ShardSet(inputs["data"].path)
     shards.check_vocabulary(model.config.vocab_size)

@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from loopline.graph import ROOMS
+from loopline.base.stage import AREAS
 from loopline.report.comparisons import comparisons
 from loopline.report.curves import curves
 from loopline.report.decisions import loops, mixture, release, selections
@@ -38,8 +38,8 @@ def build_report(run_dir: Path) -> dict[str, Any]:
         "schema": 1,
         "run": overview(run),
         "rooms": [
-            {"room": number, "title": title, "stages": [row.name for row in run.rows if row.room == number]}
-            for number, title in ROOMS.items()
+            {"room": number, "title": title, "stages": [row.name for row in run.rows if row.area == number]}
+            for number, title in AREAS.items()
         ],
         "stages": stages(run),
         "evaluations": measured,
@@ -93,7 +93,7 @@ def stages(run: Run) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": status.name,
-                "room": status.room,
+                "room": status.area,
                 "title": status.stage,
                 "state": status.state,
                 "seconds": status.seconds,

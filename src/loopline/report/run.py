@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loopline.base.files import read_json, read_jsonl
-from loopline.line import StageStatus, status
+from loopline.pipeline import StageStatus, status
 from loopline.store.artifact import Artifact
 from loopline.store.lease import is_running
 

@@ -1,7 +1,7 @@
 """The store: artifacts by identity, committed by one rename, with movable names and an index that can be rebuilt.
 
     store = Store(run_dir)
-    attempt = store.begin(making)
+    attempt = store.begin(key)
     ...                                   # the stage writes attempt.out
     artifact = store.commit(attempt, kind, metrics)
 
@@ -28,14 +28,14 @@ from typing import Any
 from loopline.base.errors import UserError
 from loopline.base.files import PARTIAL, read_json, to_json, write_json
 from loopline.store.artifact import MANIFEST, VOLATILE, Artifact, content_digest, content_files
-from loopline.store.why import Change, Making, compare
+from loopline.store.why import BuildKey, Change, compare
 
 
 @dataclass
 class Attempt:
     """One try at an artifact."""
 
-    making: Making
+    key: BuildKey
     path: Path
     started: float
     seconds_before: float
@@ -72,18 +72,19 @@ class Store:
         """Where the artifact of that identity lies, or will."""
         return self.root / "store" / stage / identity[:12]
 
-    def workplace(self, making: Making) -> Path:
+    def workplace(self, key: BuildKey) -> Path:
         """Where attempts at the artifact lie."""
-        return self.root / "work" / f"{making.stage}-{making.identity[:12]}"
+        return self.root / "work" / f"{key.stage}-{key.identity[:12]}"
 
-    def find(self, stage: str, identity: str) -> Artifact | None:
-        """The finished artifact of that identity."""
-        path = self.place(stage, identity)
-        return Artifact.load(path) if (path / MANIFEST).exists() else None
+    def find(self, key: BuildKey) -> Artifact | None:
+        """The finished artifact of that identity: the node's own, or that of one of another name."""
+        own = self.place(key.stage, key.identity)
+        others = sorted((self.root / "store").glob(f"*/{key.identity[:12]}"))
+        return next((Artifact.load(path) for path in [own, *others] if (path / MANIFEST).exists()), None)
 
-    def begin(self, making: Making) -> Attempt:
+    def begin(self, key: BuildKey) -> Attempt:
         """Open an attempt. What an earlier one left in `state` and `out/log` stays; other leftovers go."""
-        path = self.workplace(making)
+        path = self.workplace(key)
         out = path / "out"
         if out.exists():
             for leftover in out.iterdir():
@@ -92,31 +93,32 @@ class Store:
         out.mkdir(parents=True, exist_ok=True)
         (path / "state").mkdir(exist_ok=True)
         spent = path / "seconds.json"
-        return Attempt(making, path, time.monotonic(), float(read_json(spent)) if spent.exists() else 0.0)
+        return Attempt(key, path, time.monotonic(), float(read_json(spent)) if spent.exists() else 0.0)
 
     def commit(self, attempt: Attempt, kind: str, metrics: dict[str, Any], runtime: dict[str, Any]) -> Artifact:
         """Turn an attempt into an artifact: manifest last, then one rename."""
-        making = attempt.making
+        key = attempt.key
         # After a power cut a manifest must not vouch for bytes that never reached the disk.
         for file in content_files(attempt.out):
             _sync(attempt.out / file)
         manifest = {
             "schema": 1,
-            "stage": making.stage,
+            "stage": key.stage,
+            "stage_kind": key.kind,
             "kind": kind,
-            "identity": making.identity,
+            "identity": key.identity,
             "digest": content_digest(attempt.out),
-            "version": making.version,
-            "seed": making.seed,
-            "config": making.config,
-            "inputs": making.inputs,
+            "version": key.version,
+            "seed": key.seed,
+            "config": key.config,
+            "inputs": key.inputs,
             "metrics": metrics,
             "environment": {**environment(), **runtime},
             "seconds": round(attempt.seconds, 2),
             "finished": round(time.time(), 3),
         }
         write_json(attempt.out / MANIFEST, manifest)
-        target = self.place(making.stage, making.identity)
+        target = self.place(key.stage, key.identity)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not (target / MANIFEST).exists():
             # An artifact deleted by hand, but not to the end, would be in the way.
@@ -150,12 +152,12 @@ class Store:
         found = [Artifact.load(path.parent) for path in sorted(manifests)]
         return sorted(found, key=lambda artifact: (artifact.meta.get("finished", 0), str(artifact.path)))
 
-    def changes(self, making: Making, section: str) -> list[Change] | None:
+    def changes(self, key: BuildKey) -> list[Change] | None:
         """What differs from the stage's latest other artifact; None when it never ran, [] when it never finished."""
-        earlier = [item for item in self.artifacts(making.stage) if item.identity != making.identity]
+        earlier = [item for item in self.artifacts(key.stage) if item.identity != key.identity]
         if earlier:
-            return compare(Making.of_manifest(earlier[-1].meta), making, section)
-        return [] if self.workplace(making).exists() else None
+            return compare(BuildKey.of_manifest(earlier[-1].meta), key)
+        return [] if self.workplace(key).exists() else None
 
     def verify(self) -> list[str]:
         """Paths of artifacts whose content no longer has the digest in their manifest."""

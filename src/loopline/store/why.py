@@ -1,6 +1,6 @@
 """Why a stage ran again: the difference between what it was made from and what it is made from now.
 
-A `Making` is everything an artifact's identity covers. `explain` compares two field by field. Not covered: which
+A `BuildKey` is everything an artifact's identity covers. `explain` compares two field by field. Not covered: which
 earlier artifact to compare with (see `store.store`).
 """
 
@@ -13,10 +13,13 @@ from loopline.base.config import sha256_of
 
 
 @dataclass(frozen=True)
-class Making:
+class BuildKey:
     """Everything an artifact's identity covers."""
 
     stage: str
+    """Name of the node: for people, no part of the identity."""
+    kind: str
+    """Its stage kind."""
     version: int
     """Version of the stage's code, raised by hand when its results change."""
     seed: int
@@ -31,8 +34,8 @@ class Making:
         digests = {role: given["digest"] for role, given in self.inputs.items()}
         return sha256_of(
             {
-                "schema": 1,
-                "stage": self.stage,
+                "schema": 2,
+                "kind": self.kind,
                 "version": self.version,
                 "seed": self.seed,
                 "config": self.config,
@@ -41,9 +44,9 @@ class Making:
         )
 
     @classmethod
-    def of_manifest(cls, meta: dict[str, Any]) -> Making:
+    def of_manifest(cls, meta: dict[str, Any]) -> BuildKey:
         """What a stored artifact was made from."""
-        return cls(meta["stage"], meta["version"], meta["seed"], meta["config"], meta["inputs"])
+        return cls(meta["stage"], meta["stage_kind"], meta["version"], meta["seed"], meta["config"], meta["inputs"])
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,16 @@ def flatten(value: Any, prefix: str) -> dict[str, Any]:
     return out
 
 
-def compare(before: Making, after: Making, section: str) -> list[Change]:
-    """Every field that differs, settings under the recipe's name for them (`section`)."""
+def compare(before: BuildKey, after: BuildKey) -> list[Change]:
+    """Every field that differs, settings under the node's name."""
     changes = []
+    if before.kind != after.kind:
+        changes.append(Change(f"{after.stage}'s kind", before.kind, after.kind))
     if before.version != after.version:
         changes.append(Change(f"{after.stage}'s code version", before.version, after.version))
     if before.seed != after.seed:
         changes.append(Change("seed", before.seed, after.seed))
-    old, new = flatten(before.config, section), flatten(after.config, section)
+    old, new = flatten(before.config, after.stage), flatten(after.config, after.stage)
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             changes.append(Change(name, old.get(name), new.get(name)))

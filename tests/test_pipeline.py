@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from loopline.graph import LINE, StageSpec
 
 from loopline.base import files
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_json
-from loopline.graph import LINE, StageSpec
 from loopline.line import plan_line, run_line, seed_of, select, status, why
 from loopline.recipe import ComputeConfig, Recipe
 from loopline.store.artifact import content_digest
