@@ -10,18 +10,19 @@ training stage runs.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from loopline.graph import StageSpec
 from pydantic import Field
 
 from loopline.base.config import Config, Runtime
 from loopline.base.files import read_json, write_bytes, write_json
+from loopline.base.stage import StageKind, Takes
+from loopline.recipe import Recipe, parse_recipe
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 
@@ -143,47 +144,51 @@ def fit(config: FitConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
 
 
 HERE = "tests.support_line"
-NUMBERS_LINE = (
-    StageSpec("numbers", 1, f"{HERE}:numbers", kind="numbers"),
-    StageSpec("trim", 2, f"{HERE}:trim", {"numbers": "numbers"}, kind="numbers"),
-    StageSpec("walk", 4, f"{HERE}:walk", {"numbers": "trim"}, kind="walk"),
-    StageSpec("total", 9, f"{HERE}:total", {"walk": "walk", "numbers": "numbers"}, kind="total"),
+NUMBERS = Takes("numbers")
+
+
+def kinds_of(*kinds: StageKind) -> dict[str, StageKind]:
+    """A catalogue."""
+    return {kind.name: kind for kind in kinds}
+
+
+NUMBERS_KINDS = kinds_of(
+    StageKind("numbers", NumbersConfig, f"{HERE}:numbers", "numbers", area=1),
+    StageKind("trim", TrimConfig, f"{HERE}:trim", "numbers", {"numbers": NUMBERS}, area=2),
+    StageKind("walk", WalkConfig, f"{HERE}:walk", "walk", {"numbers": NUMBERS}, area=4),
+    StageKind("total", TotalConfig, f"{HERE}:total", "total", {"walk": Takes("walk"), "numbers": NUMBERS}, area=9),
 )
-NUMBERS_CONFIGS = {
-    "numbers": f"{HERE}:NumbersConfig",
-    "trim": f"{HERE}:TrimConfig",
-    "walk": f"{HERE}:WalkConfig",
-    "total": f"{HERE}:TotalConfig",
-}
-TRAINING_LINE = (
-    StageSpec("numbers", 1, f"{HERE}:numbers", kind="numbers"),
-    StageSpec("pretrain", 4, f"{HERE}:fit", {"numbers": "numbers"}),
-    StageSpec("sft", 5, f"{HERE}:fit", {"numbers": "numbers", "base": "pretrain"}),
-    StageSpec("walk", 7, f"{HERE}:walk", {"numbers": "numbers", "policy": "sft"}, kind="walk"),
-    StageSpec("total", 9, f"{HERE}:total", {"walk": "walk", "numbers": "numbers"}, kind="total"),
+NUMBERS_NODES = ("numbers", "trim", "walk", "total")
+"""Names of the nodes of `numbers_raw`."""
+TRAINING_KINDS = kinds_of(
+    NUMBERS_KINDS["numbers"],
+    StageKind("pretrain", FitConfig, f"{HERE}:fit", "checkpoint", {"numbers": NUMBERS}, area=4),
+    StageKind("sft", FitConfig, f"{HERE}:fit", "checkpoint", {"base": Takes("checkpoint"), "numbers": NUMBERS}),
+    NUMBERS_KINDS["walk"],
+    NUMBERS_KINDS["total"],
 )
-TRAINING_CONFIGS = {
-    "numbers": f"{HERE}:NumbersConfig",
-    "pretrain": f"{HERE}:FitConfig",
-    "sft": f"{HERE}:FitConfig",
-    "walk": f"{HERE}:WalkConfig",
-    "total": f"{HERE}:TotalConfig",
-}
-LINES = {"numbers": (NUMBERS_LINE, NUMBERS_CONFIGS), "training": (TRAINING_LINE, TRAINING_CONFIGS)}
+KINDS = {"numbers": NUMBERS_KINDS, "training": TRAINING_KINDS}
+
+
+def numbers_raw(**settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of small stages as a recipe's values, with settings per node."""
+    total = {"total": settings.get("total", {}), "inputs": {"numbers": "numbers"}}
+    return {"line": [*({name: settings.get(name, {})} for name in NUMBERS_NODES[:3]), total]}
+
+
+def numbers_recipe(seed: int = 0, threads: int = 1, **settings: Mapping[str, Any]) -> Recipe:
+    """The same, resolved."""
+    raw = {"name": "fake", "seed": seed, "compute": {"threads": threads}, **numbers_raw(**settings)}
+    return parse_recipe(raw, "fake.yaml", kinds=NUMBERS_KINDS)
 
 
 def install(name: str) -> None:
-    """Put a fake line in the real one's place, for the rest of the process."""
-    import loopline.graph
+    """Put a fake catalogue in the real one's place, for the rest of the process."""
+    import loopline.recipe
+    import loopline.stages
 
-    import loopline.line
-
-    line, configs = LINES[name]
-    loopline.graph.CONFIGS.clear()
-    loopline.graph.CONFIGS.update(configs)
-    loopline.graph.LINE = line
-    loopline.line.run_line = functools.partial(loopline.line.run_line, line=line)
-    loopline.line.plan_line = functools.partial(loopline.line.plan_line, line=line)
+    loopline.recipe.catalogue = lambda: KINDS[name]
+    loopline.stages.catalogue = lambda: KINDS[name]
 
 
 def serve_forks() -> None:

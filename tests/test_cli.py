@@ -6,16 +6,17 @@ import sys
 import time
 from pathlib import Path
 
-import loopline.graph
 import pytest
 import torch
-from loopline.graph import LINE
 
-import loopline.line
+import loopline.pipeline
+import loopline.recipe
+import loopline.stages
 from loopline import cli
 from loopline.base.files import read_json
+from loopline.stages import catalogue
 from loopline.store.store import Store
-from tests.support_line import CALLS, NUMBERS_CONFIGS, NUMBERS_LINE, install
+from tests.support_line import CALLS, NUMBERS_NODES, install
 
 COMMANDS = [
     [],
@@ -75,18 +76,15 @@ def command(monkeypatch, capsys):
 def fake(monkeypatch, tmp_path):
     """The fake line in the real one's place, with a recipe; its run directory does not exist yet."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    monkeypatch.setattr(loopline.graph, "CONFIGS", loopline.graph.CONFIGS)
-    monkeypatch.setattr(loopline.graph, "LINE", LINE)
-    monkeypatch.setattr(loopline.line, "run_line", loopline.line.run_line)
-    monkeypatch.setattr(loopline.line, "plan_line", loopline.line.plan_line)
-    monkeypatch.setattr(loopline.line, "stop_on_signals", lambda: None)
-    real = dict(loopline.graph.CONFIGS)
+    monkeypatch.setattr(loopline.recipe, "catalogue", catalogue)
+    monkeypatch.setattr(loopline.stages, "catalogue", catalogue)
+    monkeypatch.setattr(loopline.pipeline, "stop_on_signals", lambda: None)
     CALLS.clear()
     install("numbers")
-    (tmp_path / "mine.yaml").write_text("compute: {threads: 1}\nwalk: {steps: 6}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "compute: {threads: 1}\nline: [numbers, trim, {walk: {steps: 6}}, {total: {}, inputs: {numbers: numbers}}]\n"
+    )
     yield tmp_path / "mine.yaml", tmp_path / "run"
-    loopline.graph.CONFIGS.clear()
-    loopline.graph.CONFIGS.update(real)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(strict)
 
@@ -132,30 +130,24 @@ def test_the_commands_tested_here_are_all_there_are():
     assert loops == {words[1] for words in COMMANDS if len(words) == 2}
 
 
-def test_stages_as_json_is_the_line(command):
+def test_stages_as_json_is_the_catalogue(command):
     status, out, _ = command("stages", "--json")
-    rows = json.loads(out)
-    assert status == 0
-    assert [row["name"] for row in rows] == [spec.name for spec in LINE]
-    assert next(row for row in rows if row["name"] == "sft") == {
-        "name": "sft",
-        "room": 5,
-        "inputs": {"base": "pretrain", "tasks": "tasks"},
-        "section": "sft",
-        "kind": "checkpoint",
-    }
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert status == 0 and set(rows) == set(catalogue())
+    assert rows["evaluate"]["gives"] == "evaluation" and rows["evaluate"]["takes"]["checkpoint"] == "checkpoint"
+    assert all(row["summary"] for row in rows.values())
 
 
-def test_stages_as_a_table_names_every_stage(command):
+def test_stages_as_a_table_names_every_kind(command):
     status, out, _ = command("stages")
     assert status == 0
-    for spec in LINE:
-        assert any(spec.name in line.split() for line in out.splitlines()), spec.name
+    for name in catalogue():
+        assert any(name in line.split() for line in out.splitlines()), name
 
 
 def test_schema_is_json_with_every_section(command):
     status, out, _ = command("schema")
-    assert status == 0 and set(loopline.graph.CONFIGS) < set(json.loads(out)["properties"])
+    assert status == 0 and {"name", "seed", "tasks", "line"} < set(json.loads(out)["properties"])
 
 
 def test_a_run_from_plan_to_verify(command, fake):
@@ -165,15 +157,21 @@ def test_a_run_from_plan_to_verify(command, fake):
     status, out, err = command("plan", recipe, *here, "--json")
     assert (status, err) == (0, "") and not run_dir.exists()
     assert json.loads(out) == [
-        {"name": "numbers", "action": "run", "why": "never ran before"},
-        {"name": "trim", "action": "depends", "why": "after numbers"},
-        {"name": "walk", "action": "depends", "why": "after trim"},
-        {"name": "total", "action": "depends", "why": "after numbers, walk"},
+        {"name": "numbers", "kind": "numbers", "inputs": "", "action": "run", "why": "never ran before"},
+        {"name": "trim", "kind": "trim", "inputs": "numbers", "action": "depends", "why": "after numbers"},
+        {"name": "walk", "kind": "walk", "inputs": "trim", "action": "depends", "why": "after trim"},
+        {
+            "name": "total",
+            "kind": "total",
+            "inputs": "walk, numbers",
+            "action": "depends",
+            "why": "after numbers, walk",
+        },
     ]
 
     status, out, err = command("run", recipe, *here)
-    assert (status, out) == (0, "") and [spec.name for spec in NUMBERS_LINE] == CALLS
-    assert "[4] walk: never ran before" in err
+    assert (status, out) == (0, "") and list(NUMBERS_NODES) == CALLS
+    assert "[3/4] walk: sum " in err
 
     status, out, _ = command("status", *here, "--json")
     rows = json.loads(out)
@@ -211,7 +209,7 @@ def test_seed_and_until_reach_the_run(command, fake):
     recipe, run_dir = fake
     assert command("plan", recipe, "--dir", run_dir, "--until", "trim", "--json")[1].count('"action"') == 2
     status, _, err = command("run", recipe, "--dir", run_dir, "--until", "nowhere")
-    assert status == 2 and "no stage 'nowhere'" in one_paragraph(err) and CALLS == []
+    assert status == 2 and "no node 'nowhere'" in one_paragraph(err) and CALLS == []
     command("run", recipe, "--dir", run_dir)
     status, out, _ = command("plan", recipe, "--dir", run_dir, "--seed", 5, "--json")
     assert status == 0 and json.loads(out)[0]["why"].startswith("seed changed from ")
@@ -236,7 +234,7 @@ def test_a_failing_stage_keeps_its_traceback_and_a_mistake_has_none(command, fak
     ("words", "message"),
     [
         (["run", "nowhere"], "no recipe nowhere"),
-        (["run", "bad.yaml"], "bad.yaml: unknown key walk.stepz. Fix: did you mean 'steps'?"),
+        (["run", "bad.yaml"], "bad.yaml, line 1: unknown key walk.stepz. Fix: did you mean 'steps'?"),
         (["plan", "mine.yaml", "--set", "walk.steps=0"], "walk.steps: "),
         (["plan", "mine.yaml", "--set", "walk.steps"], "--set walk.steps: not of the form key=value"),
         (["plan", "torn.yaml"], "torn.yaml, line 2, column"),
@@ -252,8 +250,8 @@ def test_a_failing_stage_keeps_its_traceback_and_a_mistake_has_none(command, fak
 def test_mistakes_are_one_paragraph_on_standard_error(command, fake, monkeypatch, words, message):
     recipe, _ = fake
     monkeypatch.chdir(recipe.parent)
-    Path("bad.yaml").write_text("walk: {stepz: 3}\n")
-    Path("torn.yaml").write_text("walk: {steps: 3\n")
+    Path("bad.yaml").write_text("line: [numbers, {walk: {stepz: 3}}]\n")
+    Path("torn.yaml").write_text("line: [walk: {steps: 3\n")
     status, out, err = command(*words)
     assert (status, out) == (2, "")
     assert message in one_paragraph(err)
@@ -264,4 +262,3 @@ def test_a_mistyped_command_or_option_is_refused(command):
     assert command("rnu")[0] == 2
     status, out, err = command("run", "--sett", "a=1")
     assert (status, out) == (2, "") and "--sett" in err
-    assert NUMBERS_CONFIGS.keys().isdisjoint(loopline.graph.CONFIGS)

@@ -17,9 +17,12 @@ RECIPE = """
 name: killed
 seed: 3
 compute: {threads: 1}
-pretrain: {steps: 24, pace: {seconds: 0.03, save_every: 2}}
-sft: {steps: 24, pace: {seconds: 0.03, save_every: 2}}
-walk: {steps: 60, pace: {seconds: 0.05, save_every: 2}}
+line:
+  - numbers
+  - pretrain: {steps: 24, pace: {seconds: 0.03, save_every: 2}}
+  - sft: {steps: 24, pace: {seconds: 0.03, save_every: 2}}
+  - walk: {steps: 60, pace: {seconds: 0.05, save_every: 2}}
+  - total
 """
 WORK = 24 * 0.03 + 24 * 0.03 + 60 * 0.05
 """Seconds that the steps take at the very least."""

@@ -11,29 +11,25 @@ import sys
 import time
 from collections import namedtuple
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import torch
-from loopline.graph import LINE, StageSpec
 
 from loopline.base import files
+from loopline.base.config import Config, InputFile
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_json
-from loopline.line import plan_line, run_line, seed_of, select, status, why
-from loopline.recipe import ComputeConfig, Recipe
+from loopline.base.stage import StageKind, Takes
+from loopline.pipeline import plan_line, run_line, seed_of, status, why
+from loopline.recipe import parse_recipe
 from loopline.store.artifact import content_digest
 from loopline.store.context import Metrics
 from loopline.store.store import Store
-from tests.support_line import (
-    CALLS,
-    NUMBERS_LINE,
-    NumbersConfig,
-    Pace,
-    TotalConfig,
-    TrimConfig,
-    WalkConfig,
-)
+from tests.support_line import CALLS, NUMBERS_KINDS, numbers_raw
+from tests.support_line import numbers_recipe as recipe
 
 ALL = ["numbers", "trim", "walk", "total"]
 
@@ -48,15 +44,10 @@ def _clean():
     torch.use_deterministic_algorithms(strict)
 
 
-def recipe(seed=0, threads=1, **sections):
-    configs = {"numbers": NumbersConfig(), "trim": TrimConfig(), "walk": WalkConfig(), "total": TotalConfig()}
-    return Recipe(name="fake", seed=seed, compute=ComputeConfig(threads=threads), sections={**configs, **sections})
-
-
-def run(run_dir, chosen=None, until=None, line=NUMBERS_LINE):
+def run(run_dir, chosen=None, until=None):
     """Run the fake line; the names of the stages that ran."""
     CALLS.clear()
-    run_line(chosen or recipe(), run_dir, until, line)
+    run_line(chosen or recipe(), run_dir, until)
     return list(CALLS)
 
 
@@ -78,7 +69,7 @@ def reference(tmp_path_factory):
 
 def test_stages_run_once_in_order_and_hand_each_other_files(tmp_path):
     said = []
-    done = run_line(recipe(), tmp_path, line=NUMBERS_LINE, say=said.append)
+    done = run_line(recipe(), tmp_path, say=said.append)
     assert CALLS == ALL == list(done)
     numbers = read_json(done["numbers"] / "numbers.json")
     expected = 0
@@ -87,9 +78,9 @@ def test_stages_run_once_in_order_and_hand_each_other_files(tmp_path):
     assert read_json(done["walk"] / "walk.json") == expected
     assert read_json(done["total"] / "total.json") == expected + sum(numbers)
     assert done["walk"].meta["metrics"] == {"sum": expected}
-    assert [line for line in said if line.startswith("[")] == [
-        f"[{spec.room}] {spec.name}: never ran before" for spec in NUMBERS_LINE
-    ]
+    begun = [line for line in said if not line.endswith(" s)")]
+    assert begun == [f"[{number}/4] {name}" for number, name in enumerate(ALL, start=1)]
+    assert re.fullmatch(rf"\[3/4\] walk: sum {expected:,} \(\d+\.\d s\)", said[5])
     assert list((tmp_path / "work").iterdir()) == [] and not (tmp_path / "lease.json").exists()
 
 
@@ -108,14 +99,13 @@ def test_two_runs_give_equal_digests_and_another_seed_gives_others(tmp_path, ref
     run(tmp_path / "b", recipe(seed=1))
     assert not set(digests(tmp_path / "b").values()) & set(reference.values())
     assert run(tmp_path / "a", recipe(seed=1)) == ALL
-    assert why(tmp_path / "a", "numbers").why == (
-        f"seed changed from {seed_of(0, 'numbers')} to {seed_of(1, 'numbers')}"
-    )
+    numbers = recipe().node("numbers")
+    assert why(tmp_path / "a", "numbers").why == (f"seed changed from {seed_of(0, numbers)} to {seed_of(1, numbers)}")
 
 
 def test_a_changed_setting_runs_its_stage_and_what_follows_and_says_so(tmp_path):
     run(tmp_path)
-    changed = recipe(walk=WalkConfig(stride=2))
+    changed = recipe(walk={"stride": 2})
     assert run(tmp_path, changed) == ["walk", "total"]
     assert why(tmp_path, "walk").why == "walk.stride changed from 1 to 2"
     assert why(tmp_path, "total").why == "input walk changed its content"
@@ -126,43 +116,99 @@ def test_a_changed_setting_runs_its_stage_and_what_follows_and_says_so(tmp_path)
 
 def test_a_stage_that_reproduces_its_bytes_stops_the_rebuild(tmp_path, reference):
     run(tmp_path)
-    assert run(tmp_path, recipe(trim=TrimConfig(limit=99))) == ["trim"]
+    assert run(tmp_path, recipe(trim={"limit": 99})) == ["trim"]
     assert why(tmp_path, "trim").why == "trim.limit changed from 100 to 99"
     assert digests(tmp_path) == reference
-    assert run(tmp_path, recipe(trim=TrimConfig(limit=3))) == ["trim", "walk", "total"]
+    assert run(tmp_path, recipe(trim={"limit": 3})) == ["trim", "walk", "total"]
 
 
 def test_a_new_version_of_the_code_runs_again(tmp_path):
     run(tmp_path)
-    line = [StageSpec(**{**vars(spec), "version": 2}) if spec.name == "trim" else spec for spec in NUMBERS_LINE]
-    assert run(tmp_path, line=line) == ["trim"]
+    newer = {**NUMBERS_KINDS, "trim": replace(NUMBERS_KINDS["trim"], version=2)}
+    raw = {"compute": {"threads": 1}, **numbers_raw()}
+    assert run(tmp_path, parse_recipe(raw, "newer.yaml", kinds=newer)) == ["trim"]
     assert why(tmp_path, "trim").why == "trim's code version changed from 1 to 2"
 
 
 def test_where_and_how_fast_it_runs_rebuilds_nothing(tmp_path):
     run(tmp_path)
-    moved = recipe(threads=2, walk=WalkConfig(pace=Pace(seconds=0.001, save_every=7)))
+    moved = recipe(threads=2, walk={"pace": {"seconds": 0.001, "save_every": 7}})
     assert run(tmp_path, moved) == []
 
 
 def test_until_runs_a_stage_and_what_it_needs(tmp_path):
     assert run(tmp_path, until="trim") == ["numbers", "trim"]
     assert states(tmp_path) == {"numbers": "done", "trim": "done", "walk": "pending", "total": "pending"}
-    with pytest.raises(UserError, match="no stage 'tirm'.*numbers, trim, walk, total"):
+    with pytest.raises(UserError, match="no node 'tirm'. Fix: did you mean 'trim'"):
         run(tmp_path, until="tirm")
-    assert [spec.name for spec in select(LINE, "sft")] == ["raw", "tasks", "data", "plan", "pretrain", "sft"]
+
+
+HERE = "tests.test_pipeline"
+
+
+def decide(config, inputs, ctx):
+    """A gate that promotes."""
+    write_json(ctx.out / "decision.json", {"decision": "promote" if config.limit == 1 else "keep"})
 
 
 def test_the_base_and_the_champion_are_named_and_move(tmp_path):
-    line = (
-        StageSpec("pretrain", 4, "tests.support_line:numbers", section="numbers"),
-        StageSpec("release", 9, "tests.support_line:trim", {"numbers": "pretrain"}, "trim"),
-    )
+    numbers, trim = NUMBERS_KINDS["numbers"], NUMBERS_KINDS["trim"]
+    kinds = {
+        "pretrain": replace(numbers, name="pretrain", gives="checkpoint"),
+        "release": replace(trim, name="release", takes={"numbers": Takes("checkpoint")}, gives="release"),
+        "retrain": replace(trim, name="retrain", takes={"numbers": Takes("checkpoint")}, gives="checkpoint"),
+        "evaluate": replace(trim, name="evaluate", takes={"checkpoint": Takes("checkpoint")}, gives="evaluation",
+                            function=f"{HERE}:decide"),
+        "gate": replace(trim, name="gate", takes={"after": Takes("evaluation")}, gives="decision",
+                        function=f"{HERE}:decide"),
+    }  # fmt: skip
     store = Store(tmp_path)
-    for chosen in (recipe(), recipe(trim=TrimConfig(limit=4)), recipe()):
-        done = run_line(chosen, tmp_path, line=line)
+    for limit in (2, 1, 2):
+        line = ["pretrain", "release", "retrain", "evaluate", {"gate": {"limit": limit}}]
+        done = run_line(parse_recipe({"line": line}, "refs.yaml", kinds=kinds), tmp_path)
         assert store.ref("base").path == done["pretrain"].path
-        assert store.ref("champion").path == done["release"].path
+        assert store.ref("champion").path == done["retrain" if limit == 1 else "release"].path
+
+
+def test_renaming_and_reordering_nodes_runs_nothing_and_a_new_node_only_itself(tmp_path):
+    run(tmp_path)
+    raw = {"compute": {"threads": 1}, **numbers_raw()}
+    raw["line"][1] = {"trim": {}, "name": "shorter"}
+    renamed = parse_recipe(raw, "renamed.yaml", kinds=NUMBERS_KINDS)
+    assert run(tmp_path, renamed) == []
+    assert states(tmp_path) == dict.fromkeys(["numbers", "shorter", "walk", "total"], "done")
+    raw["line"].insert(2, {"trim": {"limit": 5}, "name": "five", "from": "numbers"})
+    raw["line"][3] = {"walk": {}, "from": "shorter"}
+    assert run(tmp_path, parse_recipe(raw, "longer.yaml", kinds=NUMBERS_KINDS)) == ["five"]
+
+
+def test_a_users_file_counts_by_content_and_not_by_its_path(tmp_path):
+    kind = StageKind("read", ReadConfig, f"{HERE}:read", "numbers")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("one")
+
+    def ran(name):
+        line = [{"read": {"data": f"{name}.txt"}}]
+        return run(tmp_path / "run", parse_recipe({"line": line}, "r.yaml", folder=tmp_path, kinds={"read": kind}))
+
+    assert ran("a") == ["read"] and ran("b") == []
+    (tmp_path / "b.txt").write_text("two")
+    assert ran("b") == ["read"]
+    assert why(tmp_path / "run", "read").why == "input data file changed its content"
+    with pytest.raises(UserError, match="r.yaml: read.data names c.txt, and there is no such file"):
+        ran("c")
+
+
+class ReadConfig(Config):
+    """Reads a file."""
+
+    data: Annotated[str | None, InputFile()] = None
+    """The file."""
+
+
+def read(config, inputs, ctx):
+    CALLS.append(ctx.stage)
+    write_json(ctx.out / "read.json", inputs["data"].path.read_text())
 
 
 def indexed(run_dir):
@@ -173,7 +219,7 @@ def indexed(run_dir):
 def test_the_index_knows_every_artifact_even_after_a_kill_just_before_it_was_written(tmp_path):
     run(tmp_path)
     old = (tmp_path / "index.sqlite").read_bytes()
-    changed = recipe(trim=TrimConfig(limit=7))
+    changed = recipe(trim={"limit": 7})
     run(tmp_path, changed)
     present = sorted((item.stage, item.digest) for item in Store(tmp_path).artifacts())
     assert indexed(tmp_path) == present and len(present) == 7
@@ -212,9 +258,10 @@ def test_a_failure_is_recorded_and_the_next_run_goes_on_where_it_stopped(tmp_pat
     assert states(tmp_path) == {"numbers": "done", "trim": "done", "walk": "failed", "total": "pending"}
     assert why(tmp_path, "walk").error == "Broken: in the middle"
     assert not (tmp_path / "lease.json").exists()
-    assert plan_line(recipe(), tmp_path, line=NUMBERS_LINE)[2:] == [
-        {"name": "walk", "action": "run", "why": "an earlier attempt did not finish"},
-        {"name": "total", "action": "depends", "why": "after walk"},
+    assert plan_line(recipe(), tmp_path)[2:] == [
+        {"name": "walk", "kind": "walk", "inputs": "trim", "action": "run"}
+        | {"why": "an earlier attempt did not finish"},
+        {"name": "total", "kind": "total", "inputs": "walk, numbers", "action": "depends", "why": "after walk"},
     ]
     assert run(tmp_path) == ["walk", "total"]
     assert digests(tmp_path) == reference
@@ -226,18 +273,18 @@ def test_a_failure_is_recorded_and_the_next_run_goes_on_where_it_stopped(tmp_pat
 
 
 def test_a_stage_that_never_wrote_anything_is_recorded_as_failed_too(tmp_path):
-    line = [StageSpec("numbers", 1, "tests.support_line:no_such_function")]
+    kinds = {"numbers": replace(NUMBERS_KINDS["numbers"], function="tests.support_line:no_such_function")}
     with pytest.raises(AttributeError, match="no_such_function"):
-        run(tmp_path, line=line)
+        run(tmp_path, parse_recipe({"line": ["numbers"]}, "broken.yaml", kinds=kinds))
     assert states(tmp_path) == {"numbers": "failed"}
 
 
 PLANS = {
     "nothing done": recipe(),
-    "a setting": recipe(walk=WalkConfig(stride=3)),
-    "same bytes": recipe(trim=TrimConfig(limit=50)),
-    "first stage": recipe(numbers=NumbersConfig(count=9)),
-    "last stage": recipe(total=TotalConfig(scale=2)),
+    "a setting": recipe(walk={"stride": 3}),
+    "same bytes": recipe(trim={"limit": 50}),
+    "first stage": recipe(numbers={"count": 9}),
+    "last stage": recipe(total={"scale": 2}),
     "seed": recipe(seed=5),
     "nothing": recipe(),
 }
@@ -245,9 +292,9 @@ PLANS = {
 
 def test_the_plan_agrees_with_what_then_runs(tmp_path):
     for name, chosen in PLANS.items():
-        plan = plan_line(chosen, tmp_path, line=NUMBERS_LINE)
+        plan = plan_line(chosen, tmp_path)
         before = sorted(path for path in tmp_path.rglob("*"))
-        assert plan_line(chosen, tmp_path, line=NUMBERS_LINE) == plan
+        assert plan_line(chosen, tmp_path) == plan
         assert sorted(path for path in tmp_path.rglob("*")) == before, "planning changed something"
         ran = run(tmp_path, chosen)
         actions = {row["name"]: row["action"] for row in plan}
@@ -257,7 +304,7 @@ def test_the_plan_agrees_with_what_then_runs(tmp_path):
         for row in plan:
             if row["action"] == "run":
                 assert why(tmp_path, row["name"]).why == row["why"], name
-        assert {row["action"] for row in plan_line(chosen, tmp_path, line=NUMBERS_LINE)} == {"reuse"}
+        assert {row["action"] for row in plan_line(chosen, tmp_path)} == {"reuse"}
 
 
 def full():
@@ -337,14 +384,17 @@ def test_an_absent_run_and_an_unknown_stage_are_refused(tmp_path):
     with pytest.raises(UserError, match="no run in .*--dir"):
         status(tmp_path)
     run(tmp_path, until="numbers")
-    with pytest.raises(UserError, match="no stage 'wlak'.*numbers, trim, walk, total"):
+    with pytest.raises(UserError, match="no node 'wlak'.*numbers, trim, walk, total"):
         why(tmp_path, "wlak")
 
 
 def start_slow_walk(tmp_path):
     """The command line in a real process, in the middle of `walk`."""
     chosen = tmp_path / "slow.yaml"
-    chosen.write_text("name: fake\ncompute: {threads: 1}\nwalk:\n  pace: {seconds: 0.2, save_every: 1}\n")
+    chosen.write_text(
+        "name: fake\ncompute: {threads: 1}\nline:\n  - numbers\n  - trim\n"
+        "  - walk: {pace: {seconds: 0.2, save_every: 1}}\n  - {total: {}, inputs: {numbers: numbers}}\n"
+    )
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "tests.support_line", "numbers", "run", str(chosen), "--dir", str(run_dir)]
     process = subprocess.Popen(

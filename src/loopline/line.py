@@ -17,8 +17,8 @@ from typing import Any
 from loopline.base.config import Config
 from loopline.base.errors import UserError
 from loopline.base.stage import StageKind, Takes
-from loopline.settings import input_files, near, parse_settings, set_value
 from loopline.inputs import find_input
+from loopline.settings import input_files, near, parse_settings, set_value
 
 Override = tuple[list[str], Any]
 """Keys and value of one `--set`."""

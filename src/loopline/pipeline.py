@@ -23,12 +23,12 @@ from loopline.base.config import identity_of
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_json
 from loopline.base.stage import AREAS
+from loopline.inputs import read_input
 from loopline.line import Node, upstream
+from loopline.model.given import Digests
 from loopline.recipe import ComputeConfig, Recipe
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
-from loopline.inputs import read_input
-from loopline.model.given import Digests
 from loopline.store.lease import Lease, is_running
 from loopline.store.store import Store
 from loopline.store.why import BuildKey, explain

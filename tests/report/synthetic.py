@@ -1,6 +1,6 @@
 """A whole line whose stages write small files of known content, run by the real line into a real store.
 
-run_line(recipe(), run_dir, line=synthetic_line())
+run_line(synthetic_recipe(), run_dir)
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from loopline.graph import LINE, StageSpec
-
 from loopline.base.files import write_json, write_jsonl, write_text
 from loopline.evaluation.evaluate import summarize
-from loopline.line import run_line
-from loopline.recipe import Recipe, parse_recipe
+from loopline.pipeline import run_line
+from loopline.recipe import Recipe, find_recipe, load_recipe
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 
@@ -36,20 +34,20 @@ RATES = {"pretrain": 0.05, "sft": 0.3, "grpo": 0.75, "student_plain": 0.25, "stu
 STEPS = 12
 
 
-def recipe(seed: int = 3) -> Recipe:
-    """A recipe with every section at its defaults."""
-    return parse_recipe({"name": "demo", "seed": seed}, "demo.yaml")
-
-
-def synthetic_line(functions: Mapping[str, str] | None = None) -> tuple[StageSpec, ...]:
-    """The line of the project, every node written by this module, or by what `functions` names instead."""
+def synthetic_recipe(functions: Mapping[str, str] | None = None, seed: int = 3) -> Recipe:
+    """The smoke recipe, every node written by this module, or by what `functions` names instead."""
     own = functions or {}
-    return tuple(replace(spec, function=own.get(spec.name, "tests.report.synthetic:write")) for spec in LINE)
+    recipe = load_recipe(find_recipe("smoke"), ["name=demo"], seed)
+    nodes = [
+        replace(node, kind=replace(node.kind, function=own.get(node.name, "tests.report.synthetic:write")))
+        for node in recipe.nodes
+    ]
+    return replace(recipe, nodes=tuple(nodes))
 
 
 def make_run(run_dir: Path, until: str | None = None) -> Path:
     """Run the synthetic line."""
-    run_line(recipe(), run_dir, until, synthetic_line())
+    run_line(synthetic_recipe(), run_dir, until)
     return run_dir
 
 

@@ -6,15 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from loopline.graph import LINE
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json
-from loopline.line import run_line
+from loopline.pipeline import run_line
 from loopline.report.data import build_report
 from loopline.store.artifact import content_digest
 from tests.report import synthetic
-from tests.report.synthetic import make_run, recipe, synthetic_line
+from tests.report.synthetic import make_run, synthetic_recipe
 
 ASKED = {}
 
@@ -28,7 +27,7 @@ def look(config, inputs, ctx) -> None:
 
 def test_a_finished_run_lists_every_stage_with_the_content_it_has_on_disk(full_run, full_report):
     rows = full_report["stages"]
-    assert [row["name"] for row in rows] == [spec.name for spec in LINE]
+    assert [row["name"] for row in rows] == [node.name for node in synthetic_recipe().nodes]
     assert {row["state"] for row in rows} == {"done"}
     for row in rows:
         assert row["digest"] == content_digest(full_run / row["path"])
@@ -38,8 +37,8 @@ def test_a_finished_run_lists_every_stage_with_the_content_it_has_on_disk(full_r
         "seed": 3,
         "state": "done",
         "seconds": pytest.approx(sum(row["seconds"] for row in rows), abs=0.01),
-        "done": len(LINE),
-        "total": len(LINE),
+        "done": len(synthetic_recipe().nodes),
+        "total": len(synthetic_recipe().nodes),
     }
 
 
@@ -87,9 +86,9 @@ def test_a_run_that_stopped_at_an_earlier_stage_invents_nothing(tmp_path):
 
 
 def test_a_failed_stage_is_named_and_keeps_its_curve(tmp_path):
-    line = synthetic_line({"grpo": "tests.report.synthetic:fail"})
+    recipe = synthetic_recipe({"grpo": "tests.report.synthetic:fail"})
     with pytest.raises(RuntimeError, match="out of luck"):
-        run_line(recipe(), tmp_path, line=line)
+        run_line(recipe, tmp_path)
     report = build_report(tmp_path)
     assert report["run"]["state"] == "failed"
     assert "grpo: RuntimeError: out of luck" in report["sentence"]
@@ -99,7 +98,7 @@ def test_a_failed_stage_is_named_and_keeps_its_curve(tmp_path):
 
 
 def test_a_running_stage_is_seen_from_outside(tmp_path):
-    run_line(recipe(), tmp_path, until="sft", line=synthetic_line({"sft": "tests.report.test_data:look"}))
+    run_line(synthetic_recipe({"sft": "tests.report.test_data:look"}), tmp_path, until="sft")
     seen = ASKED["report"]
     states = {row["name"]: row["state"] for row in seen["stages"]}
     assert states["sft"] == "running" and seen["run"]["state"] == "running"
@@ -109,9 +108,9 @@ def test_a_running_stage_is_seen_from_outside(tmp_path):
 
 def test_a_killed_run_is_interrupted_not_running(tmp_path):
     script = (
-        "import sys\nfrom pathlib import Path\nfrom tests.report.synthetic import recipe, synthetic_line\n"
-        "from loopline.line import run_line\n"
-        "line = synthetic_line({'sft': 'tests.report.synthetic:die'})\nrun_line(recipe(), Path(sys.argv[1]), line=line)"
+        "import sys\nfrom pathlib import Path\nfrom tests.report.synthetic import synthetic_recipe\n"
+        "from loopline.pipeline import run_line\n"
+        "run_line(synthetic_recipe({'sft': 'tests.report.synthetic:die'}), Path(sys.argv[1]))"
     )
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"}

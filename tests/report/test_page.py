@@ -10,10 +10,10 @@ import pytest
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_json
-from loopline.line import run_line
+from loopline.pipeline import run_line
 from loopline.report.page import refresh_report, write_report
 from loopline.report.render import visible
-from tests.report.synthetic import HOSTILE, make_run, recipe, synthetic_line
+from tests.report.synthetic import HOSTILE, make_run, synthetic_recipe
 
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
 ADDRESSES = {"src", "href", "srcset", "action", "data", "poster", "xlink:href", "formaction", "background"}
@@ -116,10 +116,10 @@ def test_the_page_shows_the_numbers_of_the_report(full_report, parsed):
 
 def test_a_page_of_an_unfinished_run_says_what_is_missing(tmp_path):
     with pytest.raises(RuntimeError):
-        run_line(recipe(), tmp_path, line=synthetic_line({"data": "tests.report.synthetic:fail"}))
+        run_line(synthetic_recipe({"data": "tests.report.synthetic:fail"}), tmp_path)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     text = " ".join(" ".join(page.texts).split())
-    assert "The run stopped at data; 2 of" in text
+    assert "The run stopped at data; 3 of" in text
     assert "No checkpoint has been evaluated yet." in text
     assert "The stage release is pending, so there is nothing to show here yet." in text.replace("  ", " ")
     assert page.open == []

@@ -18,13 +18,13 @@ from loopline.base.config import Config
 from loopline.base.errors import UserError
 from loopline.base.stage import StageKind
 from loopline.commands.config import FineTuneConfig, PreferenceConfig, ProbeConfig, ReinforceConfig, RewardModelConfig
+from loopline.inputs import find_input
 from loopline.line import Node
 from loopline.pipeline import run_line
 from loopline.posttrain.config import RejectConfig
 from loopline.recipe import ComputeConfig, Recipe
 from loopline.settings import parse_settings, set_value, split_override
 from loopline.store.artifact import Artifact
-from loopline.inputs import find_input
 from loopline.store.store import Store
 from loopline.tasks.config import DataConfig
 
