@@ -1,9 +1,9 @@
 """The command line: quick, without torch, and plain about mistakes."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,7 @@ COMMANDS = [
     ["stages"],
     ["schema"],
     ["verify"],
+    ["export"],
     ["sft"],
     ["reward"],
     ["dpo"],
@@ -96,15 +97,18 @@ def one_paragraph(err):
 
 
 def test_help_answers_within_half_a_second():
+    def spent():
+        # Of the processor, not of a clock on the wall: the machine may be busy with something else.
+        times = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return times.ru_utime + times.ru_stime
+
     best = 10.0
-    for _ in range(8):
-        began = time.monotonic()
+    for _ in range(4):
+        began = spent()
         done = subprocess.run([sys.executable, "-m", "loopline.cli", "--help"], capture_output=True, text=True)
-        best = min(best, time.monotonic() - began)
+        best = min(best, spent() - began)
         assert done.returncode == 0 and "verify" in done.stdout
-        if best < 0.5:
-            return
-    pytest.fail(f"--help took {best:.2f} s at best")
+    assert best < 0.5, f"--help took {best:.2f} s at best"
 
 
 def test_help_and_every_look_at_the_line_need_no_torch():

@@ -72,7 +72,7 @@ def test_a_changed_loss_runs_again_and_says_so(model, pairs, tmp_path):
     said = []
     tune("dpo", model, pairs, tmp_path, "steps=1")
     run_command(Request("dpo", model, pairs, tmp_path, overrides=["steps=1", "loss=ipo"], threads=1), say=said.append)
-    assert said[0] == "[5] dpo: dpo.loss changed from dpo to ipo"
+    assert said[0] == "[2/2] dpo: dpo.loss changed from dpo to ipo"
 
 
 @pytest.mark.parametrize("loss", ["bradley_terry", "pointwise"])

@@ -244,8 +244,8 @@ def test_mistakes_are_told_before_anything_is_computed(model, tmp_path, monkeypa
         assert "Fix: " in str(caught.value) and "\n" not in str(caught.value)
 
     refused(r"columns question, answer, .*--columns prompt=question,completion=answer", replace(good, columns=""))
-    refused(r"There is no model directory qwen/none.*download", replace(good, model=Path("qwen/none")))
-    refused(r"There is no file .*none\.jsonl", replace(good, data=tmp_path / "none.jsonl"))
+    refused(r"qwen/none, and there is no such.*download", replace(good, model=Path("qwen/none")))
+    refused(r"none.jsonl, and there is no such file", replace(good, data=tmp_path / "none.jsonl"))
     refused(r"unknown key sft\.stpes.*did you mean 'steps'", replace(good, overrides=["stpes=3"]))
     refused(r"unknown key data\.limt", replace(good, overrides=["data.limt=3"]))
     refused(r"takes no grader", replace(good, grader="gsm8k"))
@@ -274,7 +274,7 @@ def test_the_command_prints_json(model, tmp_path, monkeypatch, capsys):
     data = write_rows(tmp_path / "mine.jsonl", [{"prompt": f"{n}+1?", "completion": str(n + 1)} for n in range(4)])
     words = ["sft", "--model", model, "--data", data, "--out", tmp_path / "out", "--set", "steps=1", "--json"]
     monkeypatch.setattr(sys, "argv", ["loopline", *map(str, words), "--threads", "1"])
-    monkeypatch.setattr("loopline.line.stop_on_signals", lambda: None)
+    monkeypatch.setattr("loopline.pipeline.stop_on_signals", lambda: None)
     with pytest.raises(SystemExit) as ending:
         cli.main()
     assert not ending.value.code

@@ -15,10 +15,10 @@ from loopline.base.errors import UserError
 from loopline.base.files import write_atomic
 from loopline.store.artifact import MANIFEST, content_digest
 from loopline.store.store import Store
-from loopline.store.why import Making, explain
+from loopline.store.why import BuildKey, explain
 from tests.faults import every_fault
 
-MAKING = Making("sft", 1, 3, {"steps": 5}, {"base": {"stage": "pretrain", "digest": "ab"}})
+KEY = BuildKey("sft", "sft", 1, 3, {"steps": 5}, {"base": {"stage": "pretrain", "digest": "ab"}})
 
 
 def work(attempt):
@@ -32,11 +32,11 @@ def work(attempt):
     (attempt.out / "log" / "metrics.jsonl").write_text('{"step": 0}\n')
 
 
-def make(store, making=MAKING):
-    found = store.find(making.stage, making.identity)
+def make(store, key=KEY):
+    found = store.find(key)
     if found is not None:
         return found
-    attempt = store.begin(making)
+    attempt = store.begin(key)
     work(attempt)
     return store.commit(attempt, "checkpoint", {"loss": 0.5}, {"threads": 1})
 
@@ -46,17 +46,17 @@ def reference(tmp_path_factory):
     return make(Store(tmp_path_factory.mktemp("reference"))).digest
 
 
-def assert_whole_or_nothing(root, making=MAKING):
+def assert_whole_or_nothing(root, key=KEY):
     """What any reader finds, before anything was mended."""
     store = Store(root)
     assert store.verify() == []
-    found = store.find(making.stage, making.identity)
-    assert [item.identity for item in store.artifacts(making.stage)] == ([making.identity] if found else [])
+    found = store.find(key)
+    assert [item.identity for item in store.artifacts(key.stage)] == ([key.identity] if found else [])
     if found is not None:
         assert content_digest(found.path) == found.digest
         assert (found / "weights").read_bytes() == bytes(range(256)) * 40
         assert (found / "empty").exists()
-        assert Making.of_manifest(found.meta) == making
+        assert BuildKey.of_manifest(found.meta) == key
     return found
 
 
@@ -83,13 +83,13 @@ def test_a_fault_anywhere_from_begin_to_commit_leaves_all_or_nothing(tmp_path, r
 def test_what_a_stage_kept_in_its_state_outlives_every_crash_before_the_artifact_is_there(tmp_path, reference, kind):
     def prepare(k):
         store = Store(tmp_path / str(k))
-        attempt = store.begin(MAKING)
+        attempt = store.begin(KEY)
         work(attempt)
         (attempt.out / "leftover").mkdir()
         (attempt.out / "leftover" / "half").write_text("half")
 
         def again():
-            second = store.begin(MAKING)
+            second = store.begin(KEY)
             assert not (second.out / "leftover").exists()
             work(second)
             store.commit(second, "checkpoint", {}, {})
@@ -99,7 +99,7 @@ def test_what_a_stage_kept_in_its_state_outlives_every_crash_before_the_artifact
     for k in every_fault(prepare, kind):
         store = Store(tmp_path / str(k))
         if assert_whole_or_nothing(tmp_path / str(k)) is None:
-            attempt = store.begin(MAKING)
+            attempt = store.begin(KEY)
             # Death in the stage's own rewriting of it may leave it empty, but never gone.
             assert (attempt.state / "step").read_text() in ("5", "")
             assert (attempt.out / "log" / "metrics.jsonl").exists()
@@ -110,15 +110,15 @@ def test_what_a_stage_kept_in_its_state_outlives_every_crash_before_the_artifact
 
 @pytest.mark.parametrize("kind", ["death", "error"])
 def test_a_fault_while_sweeping_loses_no_artifact_and_no_unfinished_attempt(tmp_path, reference, kind):
-    other = replace(MAKING, seed=4)
+    other = replace(KEY, seed=4)
 
     def prepare(k):
         store = Store(tmp_path / str(k))
         make(store)
         # Death right after the rename leaves the attempt of a finished artifact behind.
         for name in ("state", "out"):
-            (store.workplace(MAKING) / name).mkdir(parents=True)
-            (store.workplace(MAKING) / name / "file").write_text("x")
+            (store.workplace(KEY) / name).mkdir(parents=True)
+            (store.workplace(KEY) / name / "file").write_text("x")
         work(store.begin(other))
         return lambda: Store(tmp_path / str(k)).sweep()
 
@@ -136,7 +136,7 @@ def test_a_fault_while_sweeping_loses_no_artifact_and_no_unfinished_attempt(tmp_
 def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
     """The writer is killed by `os._exit` in the middle of each file."""
     store = Store(tmp_path)
-    attempt = store.begin(MAKING)
+    attempt = store.begin(KEY)
     work(attempt)
     for path in (attempt.state / "step", attempt.out / "log" / "curve.json", tmp_path / "run.json"):
         child = os.fork()
@@ -158,7 +158,7 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("kind", ["death", "error"])
 def test_a_fault_while_moving_a_name_leaves_it_where_it_was_or_where_it_goes(tmp_path, kind):
-    other = replace(MAKING, seed=4)
+    other = replace(KEY, seed=4)
 
     def prepare(k):
         store = Store(tmp_path / str(k))
@@ -168,8 +168,8 @@ def test_a_fault_while_moving_a_name_leaves_it_where_it_was_or_where_it_goes(tmp
 
     for k in every_fault(prepare, kind):
         store = Store(tmp_path / str(k))
-        assert store.ref("champion").identity in (MAKING.identity, other.identity)
-        store.set_ref("champion", store.find("sft", other.identity))
+        assert store.ref("champion").identity in (KEY.identity, other.identity)
+        store.set_ref("champion", store.find(other))
         assert store.ref("champion").identity == other.identity
 
 
@@ -181,8 +181,8 @@ def rows(root):
 
 @pytest.mark.parametrize("kind", ["death", "error"])
 def test_a_fault_while_rebuilding_the_index_leaves_the_old_or_the_new_one(tmp_path, kind):
-    other = replace(MAKING, seed=4)
-    both = sorted([MAKING.identity, other.identity])
+    other = replace(KEY, seed=4)
+    both = sorted([KEY.identity, other.identity])
 
     def prepare(k):
         store = Store(tmp_path / str(k))
@@ -193,7 +193,7 @@ def test_a_fault_while_rebuilding_the_index_leaves_the_old_or_the_new_one(tmp_pa
 
     for k in every_fault(prepare, kind):
         root = tmp_path / str(k)
-        assert rows(root) in ([MAKING.identity], both)
+        assert rows(root) in ([KEY.identity], both)
         Store(root).rebuild_index()
         assert rows(root) == both
 
@@ -201,12 +201,12 @@ def test_a_fault_while_rebuilding_the_index_leaves_the_old_or_the_new_one(tmp_pa
 def test_the_index_can_be_deleted_and_comes_back_the_same(tmp_path):
     store = Store(tmp_path)
     artifact = make(store)
-    make(store, replace(MAKING, stage="grpo"))
+    make(store, replace(KEY, stage="grpo", kind="grpo"))
     store.rebuild_index().unlink()
-    assert store.find("sft", MAKING.identity) is not None  # The manifests are the truth.
+    assert store.find(KEY) is not None  # The manifests are the truth.
     with closing(sqlite3.connect(store.rebuild_index())) as database:
         found = database.execute(
-            "SELECT stage, kind, digest, path, config, metrics FROM artifacts WHERE identity = ?", (MAKING.identity,)
+            "SELECT stage, kind, digest, path, config, metrics FROM artifacts WHERE identity = ?", (KEY.identity,)
         ).fetchall()
     stage, kind, digest, path, config, metrics = found[0]
     assert len(found) == 1 and len(rows(tmp_path)) == 2
@@ -219,7 +219,7 @@ def test_the_index_can_be_deleted_and_comes_back_the_same(tmp_path):
 def test_verify_finds_every_kind_of_damage(tmp_path, change):
     store = Store(tmp_path)
     artifact = make(store)
-    sound = make(store, replace(MAKING, stage="grpo"))
+    sound = make(store, replace(KEY, stage="grpo", kind="grpo"))
     assert store.verify() == []
     weights = artifact / "weights"
     if change == "flip":
@@ -240,22 +240,22 @@ def test_an_artifact_deleted_but_not_to_the_end_is_made_again(tmp_path, referenc
     store = Store(tmp_path)
     artifact = make(store)
     (artifact / MANIFEST).unlink()
-    assert store.find("sft", MAKING.identity) is None
+    assert store.find(KEY) is None
     assert make(store).digest == reference
     assert store.verify() == []
 
 
 def test_the_manifest_records_what_it_was_made_from_and_how_long_it_took(tmp_path):
     store = Store(tmp_path)
-    attempt = store.begin(MAKING)
+    attempt = store.begin(KEY)
     attempt.started -= 30
     attempt.beat()
-    again = store.begin(MAKING)
+    again = store.begin(KEY)
     again.started -= 12
     work(again)
     meta = store.commit(again, "checkpoint", {"loss": 0.5}, {"threads": 3, "device": "cpu"}).meta
     assert 42 <= meta["seconds"] < 47  # Both attempts count.
-    assert (meta["seed"], meta["version"], meta["config"], meta["inputs"]) == (3, 1, MAKING.config, MAKING.inputs)
+    assert (meta["seed"], meta["version"], meta["config"], meta["inputs"]) == (3, 1, KEY.config, KEY.inputs)
     assert meta["metrics"] == {"loss": 0.5}
     assert meta["environment"]["threads"] == 3
     assert re.match(r"\d+\.\d+", meta["environment"]["torch"])
@@ -267,18 +267,18 @@ def test_where_a_run_directory_lies_does_not_reach_the_digest(tmp_path, referenc
 
 def test_reasons_compare_with_the_latest_artifact_of_the_stage(tmp_path):
     store = Store(tmp_path)
-    assert explain(store.changes(MAKING, "sft")) == "never ran before"
+    assert explain(store.changes(KEY)) == "never ran before"
     for steps in (5, 9, 7):
-        make(store, replace(MAKING, config={"steps": steps}))
-    make(store, replace(MAKING, stage="other", config={"steps": 1}))
-    sentence = explain(store.changes(replace(MAKING, config={"steps": 8}), "sft"))
+        make(store, replace(KEY, config={"steps": steps}))
+    make(store, replace(KEY, stage="other", config={"steps": 1}))
+    sentence = explain(store.changes(replace(KEY, config={"steps": 8})))
     assert sentence == "sft.steps changed from 7 to 8"
 
 
 def test_an_attempt_that_did_not_finish_is_told_from_one_that_never_began(tmp_path):
     store = Store(tmp_path)
-    store.begin(MAKING)
-    assert explain(store.changes(MAKING, "sft")) == "an earlier attempt did not finish"
+    store.begin(KEY)
+    assert explain(store.changes(KEY)) == "an earlier attempt did not finish"
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
@@ -288,4 +288,4 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
     store.set_ref("base", make(store))
     with pytest.raises(UserError, match="no ref 'champion'.*use one of: base"):
         store.ref("champion")
-    assert store.ref("base").identity == MAKING.identity
+    assert store.ref("base").identity == KEY.identity

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopline.base.files import to_json
-from loopline.store.why import Change, Making, compare, explain
+from loopline.store.why import BuildKey, Change, compare, explain
 
 LEAVES = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(0.1, 0.9) | st.text("abc", max_size=3)
 KEYS = st.sampled_from(["a", "b", "c", "rate", "steps"])
@@ -22,9 +22,10 @@ INPUTS = st.dictionaries(
     st.sampled_from(["base", "tasks", "data"]),
     st.fixed_dictionaries({"stage": st.sampled_from(["x", "y"]), "digest": DIGESTS}),
 )
-MAKINGS = st.builds(
-    Making,
+KEYS_OF_NODES = st.builds(
+    BuildKey,
     stage=st.sampled_from(["sft", "grpo"]),
+    kind=st.sampled_from(["sft", "grpo"]),
     version=st.integers(1, 3),
     seed=st.integers(0, 2**31 - 1),
     config=CONFIGS,
@@ -32,10 +33,10 @@ MAKINGS = st.builds(
 )
 
 
-def parts(making):
-    """What counts, in a form of its own: nothing of `Making.identity` is used."""
-    digests = {role: given["digest"] for role, given in making.inputs.items()}
-    return to_json([making.stage, making.version, making.seed, making.config, digests])
+def parts(key):
+    """What counts, in a form of its own: nothing of `BuildKey.identity` is used."""
+    digests = {role: given["digest"] for role, given in key.inputs.items()}
+    return to_json([key.kind, key.version, key.seed, key.config, digests])
 
 
 def shuffled(value):
@@ -45,52 +46,55 @@ def shuffled(value):
 
 
 @settings(max_examples=150, deadline=None)
-@given(first=MAKINGS, second=MAKINGS)
+@given(first=KEYS_OF_NODES, second=KEYS_OF_NODES)
 def test_two_identities_are_equal_exactly_when_everything_that_counts_is(first, second):
     assert (first.identity == second.identity) == (parts(first) == parts(second))
 
 
-@given(making=MAKINGS)
-def test_the_same_making_has_the_same_identity_in_any_order_and_from_its_manifest(making):
-    again = Making(making.stage, making.version, making.seed, shuffled(making.config), shuffled(making.inputs))
-    assert again.identity == making.identity
-    manifest = json.loads(to_json({**vars(making), "digest": "d", "seconds": 3.5}))
-    assert Making.of_manifest(manifest).identity == making.identity
+@given(key=KEYS_OF_NODES)
+def test_the_same_key_has_the_same_identity_in_any_order_and_from_its_manifest(key):
+    again = BuildKey(key.stage, key.kind, key.version, key.seed, shuffled(key.config), shuffled(key.inputs))
+    assert again.identity == key.identity
+    manifest = json.loads(to_json({**vars(key), "stage_kind": key.kind, "digest": "d", "seconds": 3.5}))
+    assert BuildKey.of_manifest(manifest).identity == key.identity
 
 
-@given(making=MAKINGS, data=st.data())
-def test_any_changed_field_is_another_identity_and_is_named(making, data):
+@given(key=KEYS_OF_NODES, data=st.data())
+def test_any_changed_field_is_another_identity_and_is_named(key, data):
     what = data.draw(st.sampled_from(["seed", "version", "config", "inputs"]))
-    fields = copy.deepcopy(vars(making))
+    fields = copy.deepcopy(vars(key))
     if what in ("seed", "version"):
         fields[what] += 1
     elif what == "config":
         fields["config"]["added"] = {"deep": 1}
     else:
         fields["inputs"]["teacher"] = {"stage": "align", "digest": "d" * 8}
-    changed = Making(**fields)
-    assert changed.identity != making.identity
-    names = [change.field for change in compare(making, changed, "section")]
+    changed = BuildKey(**fields)
+    assert changed.identity != key.identity
+    names = [change.field for change in compare(key, changed)]
     expected = {
         "seed": "seed",
-        "version": f"{making.stage}'s code version",
-        "config": "section.added.deep",
+        "version": f"{key.stage}'s code version",
+        "config": f"{key.stage}.added.deep",
         "inputs": "input align",
     }
     assert expected[what] in names
     # An empty config and one with a key also differ in "is empty", nothing else may.
-    assert set(names) <= {expected[what], "section"}
+    assert set(names) <= {expected[what], key.stage}
 
 
-@given(making=MAKINGS)
-def test_inputs_count_by_content_and_not_by_what_made_them(making):
-    moved = {role: {"stage": "elsewhere", "digest": given["digest"]} for role, given in making.inputs.items()}
-    other = Making(making.stage, making.version, making.seed, making.config, moved)
-    assert other.identity == making.identity
-    assert compare(making, other, "section") == []
+@given(key=KEYS_OF_NODES)
+def test_inputs_count_by_content_and_not_by_what_made_them(key):
+    moved = {role: {"stage": "elsewhere", "digest": given["digest"]} for role, given in key.inputs.items()}
+    other = BuildKey(key.stage, key.kind, key.version, key.seed, key.config, moved)
+    assert other.identity == key.identity
+    assert compare(key, other) == []
+    assert BuildKey("renamed", key.kind, key.version, key.seed, key.config, key.inputs).identity == key.identity
 
 
-BEFORE = Making("grpo", 1, 7, {"steps": 50, "reward": {"length": 0.1}}, {"policy": {"stage": "sft", "digest": "a"}})
+BEFORE = BuildKey(
+    "grpo", "grpo", 1, 7, {"steps": 50, "reward": {"length": 0.1}}, {"policy": {"stage": "sft", "digest": "a"}}
+)
 
 
 @pytest.mark.parametrize(
@@ -105,12 +109,12 @@ BEFORE = Making("grpo", 1, 7, {"steps": 50, "reward": {"length": 0.1}}, {"policy
     ],
 )
 def test_a_reason_names_the_setting_seed_version_or_input(change, sentence):
-    assert sentence in explain(compare(BEFORE, Making(**{**vars(BEFORE), **change}), "grpo"))
+    assert sentence in explain(compare(BEFORE, BuildKey(**{**vars(BEFORE), **change})))
 
 
 def test_all_reasons_are_given():
-    after = Making("grpo", 2, 8, {**BEFORE.config, "steps": 60}, {"policy": {"stage": "sft", "digest": "b"}})
-    sentence = explain(compare(BEFORE, after, "grpo"))
+    after = BuildKey("grpo", "grpo", 2, 8, {**BEFORE.config, "steps": 60}, {"policy": {"stage": "sft", "digest": "b"}})
+    sentence = explain(compare(BEFORE, after))
     assert [part.split(" changed")[0] for part in sentence.split("; ")] == [
         "grpo's code version",
         "seed",

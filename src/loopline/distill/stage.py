@@ -1,6 +1,6 @@
 """Stage 8, distillation and specialization: a large policy's verified traces teach a smaller one.
 
-    loopline run recipes/laptop.yaml --until student
+    loopline run laptop --until student
 
 `traces` samples the teacher and keeps what the graders pass. `student_base` pretrains the small decoder once; `student`
 fine-tunes it with the traces when it is given them and on the written answers otherwise, the same number of rows and

@@ -1,6 +1,6 @@
 """Stage 5, post-training: a base in, an assistant out, in four steps with a checkpoint each.
 
-    loopline run recipes/laptop.yaml --until align
+    loopline run laptop --until align
 
 Cold-start SFT makes RL stable, RL finds what pays, rejection sampling turns its successes into supervised data, and
 alignment settles manners. `retrain` is the traffic loop's step, and `reject` is rejection sampling by itself, for any

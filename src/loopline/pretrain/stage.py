@@ -1,6 +1,6 @@
 """Stage 4, pretraining: token shards and a plan in, a base checkpoint out.
 
-    loopline run recipes/laptop.yaml --until pretrain
+    loopline run laptop --until pretrain
 
 `pretrain` trains from scratch what the plan chose. `continue_pretraining` trains a base further under a given mixture;
 the loop from offline benchmarks runs it twice, with the new mixture and with the old one as control. Loss curves go to

@@ -1,6 +1,6 @@
 """The traffic stage: the real server, scripted users, and the recorded requests as an artifact.
 
-    loopline run recipes/laptop.yaml --until traffic
+    loopline run laptop --until traffic
 
 Writes requests.jsonl, equal bytes for equal inputs and seed, and log/traffic.sqlite, the database with its times.
 With `live` set (see `loopline loop traffic`) it exports recorded traffic instead of playing users.
