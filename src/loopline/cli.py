@@ -25,7 +25,7 @@ app = typer.Typer(
 loop_app = typer.Typer(help="Turn one of the two loops again.", no_args_is_help=True)
 app.add_typer(loop_app, name="loop")
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")]
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name of one that comes with the package.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, e.g. grpo.steps=50.")]
 DirOption = Annotated[Path | None, typer.Option("--dir", help="Run directory; default runs/<recipe name>.")]
 RunDirOption = Annotated[Path, typer.Option("--dir", help="Run directory.")]
@@ -55,16 +55,41 @@ def run(
     overrides: SetOption = None,
     directory: DirOption = None,
     seed: SeedOption = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Run so many seeds, one after the other, and join them.")] = 1,
 ) -> None:
-    """Run the line: what is done stays, what changed runs, what was cut short goes on."""
+    """Run a recipe's line: what is done stays, what changed runs, what was cut short goes on."""
     from loopline.pipeline import run_line, stop_on_signals
+    from loopline.report.page import refresh_report
+    from loopline.results import read_scores, score_table, write_joined
 
     loaded, run_dir = _load(recipe, overrides, seed, directory)
     stop_on_signals()
-    run_line(loaded, run_dir, until, say=_say)
-    from loopline.report.page import refresh_report
+    if seeds == 1:
+        run_line(loaded, run_dir, until, say=_say)
+        _scores(*score_table(read_scores(run_dir)))
+        _say(f"Done. Report: {refresh_report(run_dir)}")
+        _next(run_dir)
+        return
+    folders = []
+    for number in range(loaded.seed, loaded.seed + seeds):
+        folders.append(run_dir / f"seed-{number}")
+        _say(f"Seed {number}")
+        run_line(loaded.with_seed(number), folders[-1], until, say=_say)
+        refresh_report(folders[-1])
+    _scores(*score_table(write_joined(run_dir, folders)))
+    _say(f"Done: {seeds} seeds, means with 95% intervals over seeds. Numbers: {run_dir / 'seeds.json'}")
 
-    _say(f"Done. Report: {refresh_report(run_dir)}")
+
+def _scores(header: list[str], cells: list[list[str]]) -> None:
+    if cells:
+        _table(header, cells)
+
+
+def _next(run_dir: Path) -> None:
+    """The commands that a finished run leads to."""
+    if (run_dir / "refs" / "champion.json").exists():
+        _say(f"Next: loopline chat --dir {run_dir}    talk to what was released")
+        _say(f"      loopline serve --dir {run_dir}   serve it over the OpenAI API")
 
 
 @app.command()
