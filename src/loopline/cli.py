@@ -193,38 +193,40 @@ def compare(
         print_report(report)
 
 
+ServedArgument = Annotated[
+    str | None,
+    typer.Argument(help="A checkpoint or release directory, a command's result, a .gguf file; else the champion."),
+]
+
+
 @app.command()
 def serve(
+    model: ServedArgument = None,
     directory: RunDirOption = DEFAULT_RUN,
-    model: Annotated[
-        Path | None, typer.Option(help="A checkpoint or release directory instead of the champion.")
-    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     database: Annotated[str | None, typer.Option(help="Where traffic is recorded: a file or URL.")] = None,
 ) -> None:
-    """Serve the champion over the OpenAI API and record its traffic."""
+    """Serve a model over the OpenAI API, with its own chat template, and record its traffic."""
     from loopline.serve.server import serve as start
 
-    start(_served(directory, model), host, port, database or directory / "traffic.sqlite")
+    traffic = directory if model is None else Path()
+    start(_served(directory, model), host, port, database or traffic / "traffic.sqlite")
 
 
 @app.command()
-def chat(
-    directory: RunDirOption = DEFAULT_RUN,
-    model: Annotated[
-        Path | None, typer.Option(help="A checkpoint or release directory instead of the champion.")
-    ] = None,
-) -> None:
-    """Talk to the champion in the terminal."""
+def chat(model: ServedArgument = None, directory: RunDirOption = DEFAULT_RUN) -> None:
+    """Talk to a model in the terminal."""
     from loopline.serve.chat import chat as talk
 
     talk(_served(directory, model))
 
 
-def _served(directory: Path, model: Path | None) -> Path:
+def _served(directory: Path, model: str | None) -> Path:
     if model is not None:
-        return model
+        from loopline.model.given import PACKAGE, resolve_model
+
+        return resolve_model(model, Path()) if model.startswith(PACKAGE) else Path(model)
     from loopline.store.store import Store
 
     return Store(directory).ref("champion").path

@@ -14,7 +14,8 @@ from loopline.attempts.config import HarnessConfig
 from loopline.attempts.scripted import ScriptedEngine
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl
-from loopline.chat.calls import write_call
+from loopline.chat.forms.form import Call
+from loopline.chat.parser import OWN
 from loopline.chat.tokenizer import Tokenizer
 from loopline.inference.engine import Sampling
 from tests.environments import world
@@ -41,7 +42,7 @@ class Clumsy:
         if len(known) == len(named):
             return str(sum(int(re.search(rf"The {name} costs (\d+)", seen)[1]) for name in named))  # type: ignore[index]
         wanted = next(name for name in named if name not in known)
-        call = write_call("search", {"query": wanted})
+        call = OWN.write([Call("search", {"query": wanted})])
         return call.replace("}}", "}") if "red" in wanted else call
 
     def evaluate(self, config: HarnessConfig) -> list[dict]:

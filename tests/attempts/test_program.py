@@ -8,7 +8,8 @@ import pytest
 from loopline.attempts.config import HarnessConfig
 from loopline.attempts.program import Harness, final_answer
 from loopline.attempts.scripted import ScriptedEngine
-from loopline.chat.calls import write_call
+from loopline.chat.forms.form import Call
+from loopline.chat.parser import OWN
 from loopline.chat.tokenizer import ASSISTANT, END, TOOL, Tokenizer
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.inference.trajectory import Trajectory
@@ -45,7 +46,7 @@ def turns(*texts: str) -> Callable[[str], str]:
 
 
 def search(query: str) -> str:
-    return write_call("search", {"query": query})
+    return OWN.write([Call("search", {"query": query})])
 
 
 def test_the_tokens_are_what_the_model_saw_and_said(tokenizer: Tokenizer) -> None:
@@ -131,7 +132,7 @@ def test_malformed_calls_are_told_or_repaired(attempt: Attempt) -> None:
 
 
 def test_unknown_tools_are_told_or_routed(attempt: Attempt) -> None:
-    say = turns(write_call("serch", {"query": "gold ring"}), "18")
+    say = turns(OWN.write([Call("serch", {"query": "gold ring"})]), "18")
     strict, _ = attempt(world.single("gold ring"), say)
     assert strict.flags == ["unknown_tool", "failed_call"] and "calculator, search" in strict.messages()[2]["content"]
     routed, _ = attempt(world.single("gold ring"), say, route_unknown_tool=True)
@@ -197,7 +198,7 @@ def test_voting_takes_the_majority_and_the_earliest_on_a_tie(tokenizer: Tokenize
 
 
 def test_pruning_opens_a_new_path_and_counts_no_token_twice(attempt: Attempt, tokenizer: Tokenizer) -> None:
-    say = turns(search("blue lamp"), search("red cup"), write_call("calculator", {"expression": "7+12"}), "19")
+    say = turns(search("blue lamp"), search("red cup"), OWN.write([Call("calculator", {"expression": "7+12"})]), "19")
     task = world.together("blue lamp", "red cup")
     run, engine = attempt(task, say, max_turns=4, keep_tool_results=1)
     last = tokenizer.decode(engine.prompts[-1])

@@ -107,14 +107,20 @@ def stock(path):
     return StockTokenizer(tokenizer.fast, source["chat_template"], named, today=datetime.date.today())
 
 
+def as_taken(path, messages):
+    """Messages with reasoning in the text where the template would drop it."""
+    tokenizer = stock(path)
+    return tokenizer.abilities.prepare(messages, None, tokenizer.form)[0]
+
+
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_masks_of_templates_without_marks_equal_those_of_marked_ones(directories, kind, name):
     messages = CONVERSATIONS[name]
-    ids, mask = stock(directories[kind, False]).render_with_mask(messages)
-    expected_ids, expected_mask = reference(directories[kind, True], messages)
+    ids, mask = stock(directories[kind, False]).render_with_mask(messages, allow=("reasoning",))
+    expected_ids, expected_mask = reference(directories[kind, True], as_taken(directories[kind, False], messages))
     assert ids == expected_ids
     assert mask == expected_mask
-    assert (ids, mask) == stock(directories[kind, True]).render_with_mask(messages)
+    assert (ids, mask) == stock(directories[kind, True]).render_with_mask(messages, allow=("reasoning",))
     assert any(mask)
 
 
@@ -126,7 +132,7 @@ def test_prompts_equal_those_of_transformers(directories, kind, name, settings):
     messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     ours = stock(path).render(messages, add_generation_prompt=True, **settings)
     theirs = transformers.AutoTokenizer.from_pretrained(path).apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False, **settings
+        as_taken(path, messages), add_generation_prompt=True, tokenize=True, return_dict=False, **settings
     )
     assert ours == theirs
 
@@ -180,10 +186,13 @@ def test_masked_text_is_what_the_assistant_said_whatever_anybody_writes(director
 
 def test_history_is_masked_as_it_was_rewritten(directories):
     tokenizer = stock(directories["thinking", False])
-    ids, mask = tokenizer.render_with_mask(CONVERSATIONS["thoughts"])
+    ids, mask = tokenizer.render_with_mask(CONVERSATIONS["thoughts"], trained_from=3)
     said = tokenizer.decode([number for number, wrote in zip(ids, mask, strict=True) if wrote])
     assert said == "42<|im_end|><think>\n42 + 1\n</think>\n\n43<|im_end|>"
     assert "6 x 7 = 42" not in tokenizer.decode(ids)
+    assert (ids, mask) == tokenizer.render_with_mask(CONVERSATIONS["thoughts"], allow=("reasoning",))
+    with pytest.raises(UserError, match=r"row 5: the chat template drops or changes the reasoning of message 1.*allow"):
+        tokenizer.render_with_mask(CONVERSATIONS["thoughts"], name="row 5")
 
 
 def test_a_prompt_that_closes_the_thinking_block_leaves_it_out_of_the_mask(directories):

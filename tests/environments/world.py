@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loopline.chat.calls import write_call
+from loopline.chat.forms.form import Call
+from loopline.chat.parser import OWN
 from loopline.chat.tokenizer import Tokenizer
 from loopline.environments.search import SearchEnvironment
 from loopline.grading.grade import Grade, Sample, split_thinking
@@ -58,7 +59,7 @@ def tokenizer(path: Path) -> Tokenizer:
 def _task(question: str, answer: str, calls: list) -> Task:
     messages: list[dict] = []
     for name, arguments, result in calls:
-        messages.append({"role": "assistant", "content": write_call(name, arguments)})
+        messages.append({"role": "assistant", "content": OWN.write([Call(name, arguments)])})
         messages.append({"role": "tool", "content": result})
     messages.append({"role": "assistant", "content": answer})
     return task_from_row(

@@ -138,7 +138,7 @@ def _ask_engine(
     left = [sampling.n] * len(tasks)
 
     def attempt(number: int, sample: int, done: Completion) -> Attempt:
-        text = answer_text(tokenizer, done)
+        text = answer_text(tokenizer, done, prompts[number])
         return Attempt(tasks[number], sample, prompts[number], done, text, thinking=thinking[number])
 
     def finished(number: int, done: Completion) -> None:
@@ -191,11 +191,9 @@ def render_prompt(tokenizer: Tokenizer, task: Task, thinking: bool = True) -> tu
     return tuple(closed)
 
 
-def answer_text(tokenizer: Tokenizer, completion: Completion) -> str:
-    """What the assistant wrote, without the stop token, or up to the stop text."""
-    if completion.stop_text is not None:
-        return tokenizer.decode(completion.token_ids).partition(completion.stop_text)[0]
-    return tokenizer.decode(completion.token_ids[:-1] if completion.finish == "stop" else completion.token_ids)
+def answer_text(tokenizer: Tokenizer, completion: Completion, prompt: Sequence[int] = ()) -> str:
+    """What the assistant wrote up to the stop, after what `prompt` wrote of its thinking part (`chat.thinking`)."""
+    return tokenizer.answer_text(completion.token_ids, prompt, completion.stop_text)
 
 
 def seed_of(*parts: object) -> int:

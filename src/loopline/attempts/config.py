@@ -20,6 +20,9 @@ class HarnessConfig(Config):
 
     system_prompt: str = ""
     """Text of a system turn before the conversation; empty for none."""
+    offer_tools: bool = False
+    """Show the environment's tools to the policy, in the place that its chat template has for them; a policy that was
+    trained on these tools need not be told."""
     max_turns: int = Field(default=8, ge=1, le=32)
     """Assistant turns at most; a call in the last turn is not answered."""
     top_k: int = Field(default=1, ge=1, le=20)

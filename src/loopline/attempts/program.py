@@ -5,9 +5,11 @@
 
 All attempts advance together, one assistant turn at a time, so the engine always works on a batch. An attempt ends with
 a turn that calls no tool (its answer), at the turn limit, when a turn is cut off, or when its context is full. Sampled
-tokens, `<|end|>` included, stand in the trajectory as they were sampled; tool results are appended as tokens, and no
-text is tokenized a second time. The same program serves training, search and service.
-Not covered: sub-agents, several calls in one turn.
+tokens, the stop token included, stand in the trajectory as they were sampled; tool results are appended as tokens, and
+no text is tokenized a second time. Where a chat template shows earlier turns otherwise once there are later ones, the
+attempt goes on in a new branch, in which they count as read. The same program serves training, search and service, and
+runs on any checkpoint: its form of tool calls and results is that of its chat template (package `chat`).
+Not covered: sub-agents.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loopline.attempts.config import HarnessConfig
-from loopline.chat.calls import Call, asks_tool, nearest_tool, parse_call, repair_call
-from loopline.chat.thinking import read_thinking
-from loopline.chat.tokenizer import ASSISTANT, TOOL, Tokenizer
+from loopline.chat.continuation import Continuation
+from loopline.chat.forms.form import Call
+from loopline.chat.message import AssistantMessage
+from loopline.chat.repair import nearest_tool, repair_call
+from loopline.chat.thinking import prompt_thinking, read_thinking, with_prompt
+from loopline.chat.tokenizer import Tokenizer
 from loopline.chat.tools import ToolResult, as_plain_text, error_result
 from loopline.environments.arithmetic import wrong_step
 from loopline.environments.environment import Environment, EpisodeState
@@ -56,6 +61,10 @@ class Episode:
     corrections: int = 0
     written: str = ""
     """Text of the current turn before its last generation."""
+    opening: str = ""
+    """What the prompt of the current turn wrote of its thinking part."""
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    """Schemas of the tools that the template offers."""
     tool_nodes: list[int] = field(default_factory=list)
     asked: set[str] = field(default_factory=set)
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -110,6 +119,9 @@ class Harness:
             if not running:
                 break
             prompts = [episode.trajectory.view(episode.head).token_ids for episode in running]
+            for episode, prompt in zip(running, prompts, strict=True):
+                if not episode.written:
+                    episode.opening = prompt_thinking(engine.tokenizer, prompt)
             seeds = [episode.seed(sampling.seed) for episode in running]
             completions = engine.generate(prompts, one, seeds=seeds)
             for episode, (completion,) in zip(running, completions, strict=True):
@@ -152,10 +164,12 @@ class Harness:
                 for attempt in range(self.config.vote):
                     state = environment.reset(task)
                     messages, calls = self._prompt(environment, task, state)
+                    tools = [tool.schema() for tool in environment.tools.values()] if self.config.offer_tools else []
                     if attempt == 0:
-                        ids = tokenizer.render(messages, add_generation_prompt=True)
+                        ids = tokenizer.render(messages, add_generation_prompt=True, tools=tools or None)
                         trajectory.add(None, ids, messages=messages)
-                    group.append(Episode(task, seen[task.id], attempt, trajectory, state, head=0, calls=calls))
+                    episode = Episode(task, seen[task.id], attempt, trajectory, state, head=0, calls=calls, tools=tools)
+                    group.append(episode)
                 seen[task.id] += 1
                 groups.append(group)
         return groups
@@ -176,12 +190,12 @@ class Harness:
     ) -> None:
         """Take one generation into the episode."""
         episode.pieces += 1
-        text = tokenizer.decode(completion.token_ids)
-        if completion.finish == "stop":
-            text = text.removesuffix("<|end|>")
-        if self._correct(tokenizer, episode, completion, text):
+        text = tokenizer.answer_text(completion.token_ids)
+        schemas = [tool.schema() for tool in environment.tools.values()]
+        said = tokenizer.parse(with_prompt(episode.opening, episode.written + text), schemas)
+        if not asks_tool(said) and self._correct(tokenizer, episode, completion, text):
             return
-        text = episode.written + text
+        text = with_prompt(episode.opening, episode.written + text)
         episode.written, episode.corrections = "", 0
         episode.turns += 1
         episode.head = episode.trajectory.add(
@@ -193,17 +207,18 @@ class Harness:
         )
         if completion.finish == "length":
             episode.end("length", text, "truncated")
-        elif not asks_tool(text):
+        elif not asks_tool(said):
             episode.end("stop", text)
         elif episode.turns >= self.config.max_turns:
             episode.end("turns", "", "turn_limit")
         else:
-            self._append_result(tokenizer, episode, self._answer_call(environment, episode, text))
+            results = self._answer_calls(environment, episode, said, text)
+            self._append_results(tokenizer, episode, results)
             self._prune(tokenizer, episode)
 
     def _correct(self, tokenizer: Tokenizer, episode: Episode, completion: Completion, text: str) -> bool:
         """Where a written step is wrong, keep the tokens before its value and force the right one; True when done."""
-        if not self.config.auto_calculate or episode.corrections >= CORRECTIONS or asks_tool(text):
+        if not self.config.auto_calculate or episode.corrections >= CORRECTIONS:
             return False
         wrong = wrong_step(episode.written + text, start=len(episode.written))
         if wrong is None:
@@ -234,15 +249,25 @@ class Harness:
         episode.flags.append("corrected_step")
         return True
 
-    def _answer_call(self, environment: Environment, episode: Episode, text: str) -> ToolResult:
-        """Run the call a turn makes, with the mendings this harness has."""
-        call = parse_call(text)
-        if call is None:
+    def _answer_calls(
+        self, environment: Environment, episode: Episode, said: AssistantMessage, text: str
+    ) -> list[ToolResult]:
+        """Run the calls a turn makes, with the repairs this harness has."""
+        malformed = any(problem.startswith("tool call") for problem in said.malformed)
+        unread = error_result("the tool call could not be read")
+        if malformed:
             episode.flags.append("malformed_call")
-            call = repair_call(text, environment.tools) if self.config.repair_malformed else None
-            if call is None:
-                return self._fallback(environment, episode, error_result("the tool call could not be read"))
-            episode.flags.append("repaired_call")
+        if said.tool_calls:
+            results = [self._answer_call(environment, episode, call) for call in said.tool_calls]
+            return [*results, unread] if malformed else results
+        call = repair_call(text, environment.tools) if self.config.repair_malformed else None
+        if call is None:
+            return [self._fallback(environment, episode, unread)]
+        episode.flags.append("repaired_call")
+        return [self._answer_call(environment, episode, call)]
+
+    def _answer_call(self, environment: Environment, episode: Episode, call: Call) -> ToolResult:
+        """Run one call."""
         if call.name not in environment.tools:
             episode.flags.append("unknown_tool")
             name = nearest_tool(call, environment.tools) if self.config.route_unknown_tool else None
@@ -292,8 +317,9 @@ class Harness:
         sizes = {"k": self.config.top_k, "floor": self.config.score_floor}
         return {**{name: value for name, value in sizes.items() if name in known}, **call.arguments}
 
-    def _append_result(self, tokenizer: Tokenizer, episode: Episode, result: ToolResult) -> None:
-        episode.head = add_result(tokenizer, episode.trajectory, episode.head, as_plain_text(result.text))
+    def _append_results(self, tokenizer: Tokenizer, episode: Episode, results: Sequence[ToolResult]) -> None:
+        messages = [{"role": "tool", "content": as_plain_text(result.text)} for result in results]
+        episode.head = add_results(tokenizer, episode.trajectory, episode.head, messages, episode.tools)
         episode.tool_nodes.append(episode.head)
 
     def _prune(self, tokenizer: Tokenizer, episode: Episode) -> None:
@@ -301,14 +327,15 @@ class Harness:
         keep = self.config.keep_tool_results
         old = set(episode.tool_nodes[:-keep]) if keep else set()
         trajectory = episode.trajectory
-        if not any(trajectory.nodes[number].messages[0]["content"] != CUT for number in old):
+        if not any(trajectory.nodes[number].messages[-1]["content"] != CUT for number in old):
             return
         first, *rest = trajectory.path(episode.head)
         head, results = first.index, []
         for node in rest:
             if node.index in episode.tool_nodes:
-                text = CUT if node.index in old else str(node.messages[0]["content"])
-                head = add_result(tokenizer, trajectory, head, text)
+                told = [message for message in node.messages if message["role"] == "tool"]
+                shown = [{**message, "content": CUT} if node.index in old else message for message in told]
+                head = add_results(tokenizer, trajectory, head, shown, episode.tools)
                 results.append(head)
             else:
                 head = trajectory.add(head, node.token_ids, messages=node.messages)
@@ -334,7 +361,27 @@ def record(name: str, arguments: Mapping[str, Any], result: ToolResult, caller: 
     return {"name": name, "arguments": dict(arguments), "result": result.text, "ok": result.ok, "caller": caller}
 
 
-def add_result(tokenizer: Tokenizer, trajectory: Trajectory, parent: int, text: str) -> int:
-    """Append a tool turn and the mark after which the policy writes; returns the node."""
-    ids = [TOOL, *tokenizer.encode_plain(text), ASSISTANT]
-    return trajectory.add(parent, ids, messages=[{"role": "tool", "content": text}])
+def asks_tool(said: AssistantMessage) -> bool:
+    """Whether a turn means to call a tool, however badly."""
+    return bool(said.tool_calls) or any(problem.startswith("tool call") for problem in said.malformed)
+
+
+def add_results(
+    tokenizer: Tokenizer,
+    trajectory: Trajectory,
+    parent: int,
+    results: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> int:
+    """Append tool turns and what comes before the policy writes again; returns the node.
+
+    Where the template renders what stands before otherwise by now, the node is the root of a new branch.
+    """
+    so_far = [message for node in trajectory.path(parent) for message in node.messages]
+    last = trajectory.nodes[parent].token_ids
+    closed = bool(last) and last[-1] in tokenizer.stop_ids
+    found = tokenizer.continuation(so_far, results, tools=tools or None, closed=closed)
+    if isinstance(found, Continuation):
+        return trajectory.add(parent, found.ids, messages=results)
+    trajectory.flag("rewritten_history")
+    return trajectory.add(None, found.prompt, messages=[*so_far, *results])

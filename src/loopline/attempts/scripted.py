@@ -3,16 +3,19 @@
     engine = ScriptedEngine(tokenizer, lambda prompt: "42")
     engine = ScriptedEngine.oracle(tokenizer, tasks)       # plays each task's recorded solution with tools
 
-It honours the engine contract (token ids with `<|end|>`, a log-prob for each, the length limit), so nothing around it
-can tell the difference. Not covered: sampling.
+It honours the engine contract (token ids with the stop token, a log-prob for each, the length limit), so nothing around
+it sees a difference. Not covered: sampling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from loopline.chat.tokenizer import ASSISTANT, END, Tokenizer
+from loopline.chat.parser import OWN, recorded
+from loopline.chat.thinking import THINK, THINK_END
+from loopline.chat.tokenizer import Tokenizer
 from loopline.inference.engine import Completion, Finished, Sampling
 from loopline.tasks.task import Task
 
@@ -20,7 +23,7 @@ LOGPROB = -0.5
 
 
 class ScriptedEngine:
-    """Writes `script(prompt ids)`, closed by `<|end|>`."""
+    """Writes `script(prompt ids)`, closed by the stop token."""
 
     def __init__(self, tokenizer: Tokenizer, script: Callable[[Sequence[int]], str], version: int = 0) -> None:
         self.tokenizer = tokenizer
@@ -33,18 +36,23 @@ class ScriptedEngine:
     def oracle(cls, tokenizer: Tokenizer, tasks: Sequence[Task]) -> ScriptedEngine:
         """The policy that does in each turn what the task's recorded solution with tools did. Knows these tasks
         only."""
-        turns = {
-            tuple(tokenizer.render(task.messages)): [m["content"] for m in response if m["role"] == "assistant"]
-            for task in tasks
-            if (response := tool_response(task)) is not None
-        }
+        turns: dict[tuple[int, ...], tuple[list[int], list[str]]] = {}
+        for task in tasks:
+            if (response := tool_response(task)) is not None:
+                head = tokenizer.render(task.messages, add_generation_prompt=True)
+                header = head[len(tokenizer.render(task.messages)) :]
+                said = [as_written(tokenizer, message) for message in response if message["role"] == "assistant"]
+                turns[tuple(head)] = (header, said)
+        sizes = sorted({len(head) for head in turns}, reverse=True)
 
         def script(prompt: Sequence[int]) -> str:
-            # The recorded prompt ends where the first assistant mark stands.
-            at = list(prompt).index(ASSISTANT)
-            said = list(prompt).count(ASSISTANT) - 1
-            recorded = turns.get(tuple(prompt[:at]), [])
-            return str(recorded[said]) if said < len(recorded) else ""
+            ids = list(prompt)
+            for size in sizes:
+                if tuple(ids[:size]) in turns:
+                    header, said = turns[tuple(ids[:size])]
+                    turn = sum(ids[at : at + len(header)] == header for at in range(size, len(ids)))
+                    return said[turn] if turn < len(said) else ""
+            return ""
 
         return cls(tokenizer, script)
 
@@ -74,10 +82,21 @@ class ScriptedEngine:
 
     def _complete(self, prompt: Sequence[int], sampling: Sampling) -> Completion:
         self.prompts.append(list(prompt))
-        ids = [*self.tokenizer.encode(self.script(prompt)), END][: sampling.max_new_tokens]
-        return Completion(ids, [LOGPROB] * len(ids), "stop" if ids[-1] == END else "length", self.version)
+        ids = [*self.tokenizer.encode(self.script(prompt)), self.tokenizer.end_id][: sampling.max_new_tokens]
+        return Completion(
+            ids, [LOGPROB] * len(ids), "stop" if ids[-1] == self.tokenizer.end_id else "length", self.version
+        )
 
 
 def tool_response(task: Task) -> Sequence[Mapping[str, str]] | None:
     """The messages of the task's first recorded response that uses tools, or None."""
     return next((r["messages"] for r in task.responses if any(m["role"] == "tool" for m in r["messages"])), None)
+
+
+def as_written(tokenizer: Tokenizer, message: Mapping[str, Any]) -> str:
+    """A recorded assistant turn as the tokenizer's checkpoint writes it."""
+    said = recorded(message)
+    if not said.tool_calls or (isinstance(tokenizer.form, type(OWN)) and not message.get("tool_calls")):
+        return str(message["content"])
+    head = f"{THINK}{said.reasoning}{THINK_END}" if said.reasoning else ""
+    return head + said.content + tokenizer.form.write(said.tool_calls)

@@ -1,4 +1,4 @@
-"""The tokenizer and chat template of any checkpoint, behind the interface of `model.tokenizer.Tokenizer`.
+"""The tokenizer and chat template of any checkpoint, behind the interface of `chat.tokenizer.Tokenizer`.
 
     tokenizer = load_tokenizer(path)                    # a StockTokenizer unless the special tokens are ours
     ids, mask = tokenizer.render_with_mask(messages)
@@ -6,14 +6,16 @@
 
 Reads tokenizer.json, tokenizer_config.json, generation_config.json and chat_template.jinja, without `transformers`. The
 text is cut where the assistant starts and stops writing and encoded piece by piece, so a prompt has the same ids in
-training as it had when it was sampled from. Not covered: tokenizers without a tokenizer.json.
+training as it had when it was sampled from. What the template cannot render is written into the messages' texts (see
+`chat.abilities`); what of a trained turn it loses is an error. Not covered: tokenizers without a tokenizer.json.
 """
 
 from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,14 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json
+from loopline.chat.abilities import Abilities
+from loopline.chat.continuation import Continuation, Rewritten
+from loopline.chat.forms.detect import detect_form
+from loopline.chat.forms.form import CallForm, dumps
+from loopline.chat.message import Message, calls_of
 from loopline.chat.template import GUARD, TODAY, ChatTemplate, Span
-from loopline.chat.tokenizer import Message, Tokenizer, load_fast
+from loopline.chat.thinking import THINK, THINK_END, read_thinking, wrote_thinking
+from loopline.chat.tokenizer import Tokenizer, Tools, load_fast
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -53,8 +61,10 @@ class StockTokenizer(Tokenizer):
         self.controls = tuple(dict.fromkeys((*special, *named.values(), *names)))
         self._spelled = re.compile("|".join(map(re.escape, sorted(self.controls, key=len, reverse=True))) or "(?!)")
         self.template = None
+        self._form = detect_form(template, [token.content for token in added.values()])
         if template is not None:
-            self.template = ChatTemplate(template, named, self.controls, names, today)
+            inner = (THINK, THINK_END, *self._form.opens, *self._form.tags)
+            self.template = ChatTemplate(template, named, self.controls, names, today, inner)
             found = [fast.token_to_id(stop) for stop in self.template.stops]
             stops += [number for number in found if number is not None]
         if not stops:
@@ -103,45 +113,150 @@ class StockTokenizer(Tokenizer):
         """Ids of `text` in which control tokens (or `marks`) written out stay text."""
         return super().encode_plain(text, self._spelled if marks is None else marks)
 
+    @property
+    def form(self) -> CallForm:
+        return self._form
+
+    @cached_property
+    def abilities(self) -> Abilities:
+        """What the template can render by itself."""
+        return Abilities.of(self._require_template(), self._form)
+
+    def _require_template(self) -> ChatTemplate:
+        if self.template is None:
+            raise UserError("The tokenizer has no chat template", "put a chat_template.jinja beside its tokenizer.json")
+        return self.template
+
     def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False, **template_kwargs: Any
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tools: Tools | None = None,
+        enable_thinking: bool | None = None,
+        **template_kwargs: Any,
     ) -> list[int]:
         """Ids of a conversation; with `add_generation_prompt` it ends where the assistant is to write.
 
-        `template_kwargs` (enable_thinking, tools, ...) go to the template.
+        `tools` (in OpenAI's form) are offered where the template has a place for them, else in the system turn.
+        `enable_thinking` and further `template_kwargs` go to the template.
         """
-        return self.render_with_mask(messages, add_generation_prompt, exact=False, **template_kwargs)[0]
+        if enable_thinking is not None:
+            template_kwargs["enable_thinking"] = enable_thinking
+        return self._render(messages, add_generation_prompt, "A conversation", False, tools, template_kwargs)[0]
 
     def render_with_mask(
         self,
         messages: Sequence[Message],
         add_generation_prompt: bool = False,
         name: str = "A conversation",
-        exact: bool = True,
+        tools: Tools | None = None,
+        trained_from: int = 0,
+        allow: Collection[str] = (),
         **template_kwargs: Any,
     ) -> tuple[list[int], list[bool]]:
-        """Ids, and for each whether the assistant wrote it (its text and closing token, not its role mark).
+        """Ids, and for each whether the assistant wrote it (its text and closing token, not its role tokens).
 
-        Raises `UserError` naming `name` when the template refuses the messages, or when it cannot be proved what the
-        assistant wrote; `exact` false lets that pass, with a mask that says nothing.
+        Raises `UserError` naming `name` when the template refuses the messages, when it cannot be proved what the
+        assistant wrote, or when an assistant turn from message `trained_from` on loses text that `allow` does not name
+        ("content", "reasoning", "tool_calls").
         """
-        if self.template is None:
-            raise UserError("The tokenizer has no chat template", "put a chat_template.jinja beside its tokenizer.json")
+        ids, mask, turns = self._render(messages, add_generation_prompt, name, True, tools, template_kwargs)
+        numbers = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
+        if len(numbers) != len(turns):
+            raise UserError(
+                f"{name}: the chat template shows {len(turns)} of {len(numbers)} turns of the assistant",
+                "fix the template, or drop the row",
+            )
+        for number, turn in zip(numbers, turns, strict=True):
+            missing = lost_parts(messages[number], turn) if number >= trained_from else []
+            for part in [part for part in missing if part not in allow]:
+                raise UserError(
+                    f"{name}: the chat template drops or changes the {part} of message {number}",
+                    f"split the row so that each trained turn comes last, drop it, or allow the loss by name ({part})",
+                )
+        return ids, mask
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        name: str,
+        exact: bool,
+        tools: Tools | None,
+        settings: dict[str, Any],
+    ) -> tuple[list[int], list[bool], list[str]]:
+        """Ids, mask, and the texts of the assistant's turns; unless `exact`, what cannot be proved has no mask."""
+        template = self._require_template()
+        ready, shown = self._prepare(messages, tools)
+        if shown:
+            settings = {**settings, "tools": shown}
         spans: list[Span] = []
-        if any(message.get("role") == "assistant" for message in messages):
+        text = ""
+        if any(message.get("role") == "assistant" for message in ready):
             try:
-                text, spans = self.template.spans(messages, name, **template_kwargs)
+                text, spans = template.spans(ready, name, **settings)
             except UserError:
                 if exact:
                     raise
+        turns = [template.without_stop(text[start:end]) for start, end in spans]
         if add_generation_prompt or not spans:
-            longer = self.template.text(messages, add_generation_prompt, name, **template_kwargs)
+            longer = template.text(ready, add_generation_prompt, name, **settings)
             if spans and not longer.startswith(text):
                 spans = []
                 if exact:
                     raise UserError(f"{name}: the template renders it differently with a generation prompt", "drop it")
             text = longer
-        return self._encode_pieces(text, spans, name, exact)
+        return *self._encode_pieces(text, spans, name, exact), turns
+
+    def _prepare(self, messages: Sequence[Message], tools: Tools | None) -> tuple[list[Message], Tools | None]:
+        # Plain conversations need no trying out of the template.
+        plain = not tools and not any(
+            {"tool_calls", "reasoning_content"} & set(message) or message.get("role") in ("tool", "system")
+            for message in messages
+        )
+        return (list(messages), None) if plain else self.abilities.prepare(messages, tools, self._form)
+
+    def continuation(
+        self,
+        messages: Sequence[Message],
+        new: Sequence[Message],
+        tools: Tools | None = None,
+        enable_thinking: bool | None = None,
+        closed: bool = True,
+    ) -> Continuation | Rewritten:
+        template = self._require_template()
+        settings: dict[str, Any] = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        turns = [self._structured(message, tools) for message in messages]
+        ready, shown = self._prepare([*turns, *new], tools)
+        before, _ = self._prepare(turns[:-1], tools)
+        if shown:
+            settings["tools"] = shown
+        prompt = template.text(before, True, **settings)
+        whole = template.text(ready, True, **settings)
+        shorter, spans = template.spans(ready, **settings)
+        start, end = spans[sum(message["role"] == "assistant" for message in turns) - 1]
+        said = template.without_stop(whole[start:end])
+        reason = ""
+        if not whole.startswith(prompt) or not whole.startswith(shorter):
+            reason = "what comes before the answer is rendered otherwise once more turns follow it"
+        elif missing := lost_parts(turns[-1], said):
+            reason = f"the answer loses its {' and '.join(missing)} once more turns follow it"
+        elif wrote_thinking(prompt) and wrote_thinking(prompt) != wrote_thinking(whole[:start]):
+            reason = "the thinking part that the prompt began is rendered otherwise once more turns follow"
+        if reason:
+            return Rewritten(
+                self.render([*turns, *new], True, tools, enable_thinking), f"In the chat template {reason}"
+            )
+        if not closed:
+            end -= next((len(stop) for stop in template.stops if whole[:end].endswith(stop)), 0)
+        return Continuation(self._encode_pieces(whole[end:], [], "A continuation", False)[0])
+
+    def _structured(self, message: Message, tools: Tools | None) -> Message:
+        """An assistant turn that is text alone, taken apart as the template takes it."""
+        if message["role"] != "assistant" or message.get("tool_calls") or message.get("reasoning_content"):
+            return message
+        said = self.parse(str(message.get("content") or ""), tools)
+        return message if said.malformed else said.to_openai()
 
     def _encode_pieces(self, text: str, spans: Sequence[Span], name: str, exact: bool) -> tuple[list[int], list[bool]]:
         """Ids and mask of a rendering, cut at the edges of `spans` and at every `GUARD`."""
@@ -190,3 +305,22 @@ def _pick(template: Any) -> str | None:
         by_name = {item["name"]: item["template"] for item in template}
         template = by_name.get("default")
     return template if isinstance(template, str) else None
+
+
+def lost_parts(message: Message, turn: str) -> list[str]:
+    """Which parts of an assistant's message do not stand in its rendered `turn`; white space at their ends is free."""
+    content = message.get("content") or ""
+    texts = [content] if isinstance(content, str) else [str(part.get("text", "")) for part in content]
+    reasoning = str(message.get("reasoning_content") or "")
+    if not reasoning and isinstance(content, str):
+        found = read_thinking(content)
+        if found.problem is None:
+            reasoning, texts = found.reasoning or "", [found.answer or ""]
+    missing = ["content"] if any(text.strip() not in turn for text in texts) else []
+    if reasoning.strip() not in turn:
+        missing.append("reasoning")
+    for call in calls_of(message):
+        values = [call.name, *call.arguments, *(item for item in call.arguments.values() if isinstance(item, str))]
+        if any(value not in turn and dumps(value)[1:-1] not in turn for value in values):
+            return [*missing, "tool_calls"]
+    return missing

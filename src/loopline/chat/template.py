@@ -94,19 +94,26 @@ class ChatTemplate:
         controls: Sequence[str],
         stops: Sequence[str],
         today: datetime.date = TODAY,
+        inner: Sequence[str] = (),
     ) -> None:
         """`variables` are those of the tokenizer (bos_token, ...), `controls` its control tokens, `stops` the tokens
-        that end a turn. Raises `UserError` when the template has a syntax error."""
+        that end a turn, `inner` control tokens that the assistant's text may hold: around thoughts and calls.
+
+        Raises `UserError` when the template has a syntax error.
+        """
         try:
             self.template = build_environment(today).from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(
-                f"The chat template has a syntax error in line {error.lineno} ({error.message})", "mend the template"
+                f"The chat template has a syntax error in line {error.lineno} ({error.message})", "fix the template"
             ) from error
         self.variables = dict(variables)
         self.marked = re.search(r"\{%[-+]?\s*generation\b", source) is not None
         self.controls = tuple(sorted(controls, key=lambda token: (-len(token), token)))
         self._spelled = re.compile("|".join(map(re.escape, self.controls)) or "(?!)")
+        outer = [token for token in self.controls if token not in inner]
+        self._forged = re.compile("|".join(map(re.escape, outer)) or "(?!)")
+        """What an assistant may not write."""
         self.stops = tuple(dict.fromkeys(stops))
         self.stops += self._closing()
 
@@ -119,6 +126,18 @@ class ChatTemplate:
     ) -> str:
         """The rendering, with a `GUARD` inside every control token that a message spells."""
         return self._plain(self._render(self._guarded(messages, name), add_generation_prompt, name, settings))
+
+    def attempt(self, messages: Sequence[Message], prompt: bool = False, **settings: Any) -> str | None:
+        """The rendering as in `text`; None when the template refuses it."""
+        try:
+            return self.text(messages, prompt, **settings)
+        except UserError:
+            return None
+
+    def without_stop(self, text: str) -> str:
+        """A turn of the assistant as in `spans`, without its closing token and without guards."""
+        stop = next((stop for stop in self.stops if text.endswith(stop)), "")
+        return text.removesuffix(stop).replace(GUARD, "")
 
     def spans(
         self, messages: Sequence[Message], name: str = "A conversation", **settings: Any
@@ -264,20 +283,26 @@ class ChatTemplate:
     def _guarded(self, messages: Sequence[Message], name: str) -> list[dict[str, Any]]:
         """Copies of the messages in which no control token is spelled. Raises `UserError` for reserved characters."""
 
-        def guard(value: Any) -> Any:
+        def guard(value: Any, spelled: re.Pattern[str]) -> Any:
             if isinstance(value, str):
                 if RESERVED.search(value):
                     raise UserError(
                         f"{name} holds a character of Unicode's private planes", "drop that character, or the row"
                     )
-                return self._spelled.sub(lambda match: match[0][0] + GUARD + match[0][1:], value)
+                return spelled.sub(lambda match: match[0][0] + GUARD + match[0][1:], value)
             if isinstance(value, Mapping):
-                return {key: guard(item) for key, item in value.items()}
-            return [guard(item) for item in value] if isinstance(value, list | tuple) else value
+                return {key: guard(item, spelled) for key, item in value.items()}
+            return [guard(item, spelled) for item in value] if isinstance(value, list | tuple) else value
 
         if any("role" not in message for message in messages):
             raise UserError(f"{name} has a message without a role", "give each message a role and a content")
-        return [{key: item if key == "role" else guard(item) for key, item in m.items()} for m in messages]
+        return [
+            {
+                key: item if key == "role" else guard(item, self._forged if m["role"] == "assistant" else self._spelled)
+                for key, item in m.items()
+            }
+            for m in messages
+        ]
 
     def _render(
         self, messages: Sequence[Message], add_generation_prompt: bool, name: str, settings: Mapping[str, Any]

@@ -77,31 +77,41 @@ def mark_ids(tokenizer: Coder) -> tuple[int, int] | None:
 
 def prompt_thinking(tokenizer: Coder, prompt: Sequence[int]) -> str:
     """What the end of a prompt wrote of the answer's thinking part: an opening mark, a closed part, or nothing."""
-    tail = tokenizer.decode(prompt[-TAIL:]).rstrip()
+    return wrote_thinking(tokenizer.decode(prompt[-TAIL:]))
+
+
+def wrote_thinking(text: str) -> str:
+    """The same of a prompt's text."""
+    tail = text.rstrip()
     if tail.endswith(THINK):
         return THINK
     return THINK + THINK_END if tail.endswith(THINK_END) else ""
 
 
-def answer_text(tokenizer: Coder, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of a sampled answer, without its stop token and with what `prompt` wrote of its thinking part.
+def answer_text(tokenizer: Coder, prompt: Sequence[int], ids: Sequence[int], stop_text: str | None = None) -> str:
+    """The text of a sampled answer, up to its stop token or text, and with what `prompt` wrote of its thinking part.
 
-    A thought that the prompt opened is opened in the text. One that it closed stands in the text only when the answer
-    has marks of its own, which are second ones then. Marks that the policy spelled in ordinary tokens, which no budget
-    can see, are broken up (`< think>`), so that they divide nothing.
+    Marks that the policy spelled in ordinary tokens, which no budget can see, are broken up (`< think>`), so that they
+    divide nothing.
     """
     if ids and ids[-1] in tokenizer.stop_ids:
         ids = ids[:-1]
     text = tokenizer.decode(ids)
-    if THINK not in text and THINK_END not in text and not prompt:
-        return text
     marks = mark_ids(tokenizer)
     if marks is not None and sum(map(text.count, (THINK, THINK_END))) != sum(token in marks for token in ids):
         text = _without_spelled(tokenizer, ids, marks)
-    wrote = prompt_thinking(tokenizer, prompt)
-    if wrote == THINK or THINK in text or THINK_END in text:
-        return wrote + text
-    return text
+    if stop_text is not None:
+        text = text.partition(stop_text)[0]
+    return with_prompt(prompt_thinking(tokenizer, prompt), text)
+
+
+def with_prompt(wrote: str, text: str) -> str:
+    """An answer's text after what its prompt `wrote` of the thinking part.
+
+    A thought that the prompt opened is opened in the text. One that it closed stands in the text only when the answer
+    has marks of its own, which are second ones then.
+    """
+    return wrote + text if wrote == THINK or THINK in text or THINK_END in text else text
 
 
 def _without_spelled(tokenizer: Coder, ids: Sequence[int], marks: tuple[int, int]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from loopline.base.files import to_json
-from loopline.chat.calls import Call
+from loopline.chat.forms.form import Call
 from loopline.chat.tools import Tool, ToolResult, error_result
 from loopline.grading.grade import Grade, Sample
 from loopline.inference.trajectory import Trajectory

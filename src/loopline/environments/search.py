@@ -17,7 +17,7 @@ from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, to_json
-from loopline.chat.calls import Call
+from loopline.chat.forms.form import Call
 from loopline.chat.tools import CallError, Tool, ToolResult, as_plain_text
 from loopline.environments.bm25 import BM25
 from loopline.environments.calculator import CalculatorError, calculate

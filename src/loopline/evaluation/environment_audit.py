@@ -18,7 +18,8 @@ from loopline.attempts.config import HarnessConfig
 from loopline.attempts.program import Harness
 from loopline.attempts.scripted import ScriptedEngine, tool_response
 from loopline.base.errors import UserError
-from loopline.chat.calls import parse_call, write_call
+from loopline.chat.forms.form import Call
+from loopline.chat.parser import recorded
 from loopline.chat.tokenizer import Tokenizer
 from loopline.environments.environment import Environment
 from loopline.inference.engine import Engine, Sampling
@@ -41,7 +42,7 @@ def audit_environment(environment: Environment, tasks: Sequence[Task], tokenizer
         )
     oracle = ScriptedEngine.oracle(tokenizer, recorded)
     silent = ScriptedEngine(tokenizer, lambda prompt: "")
-    call = write_call(sorted(environment.tools)[0], {})
+    call = tokenizer.form.write([Call(sorted(environment.tools)[0], {})])
     probes = [
         _probe("reset_same_bytes", recorded, lambda task: _reset_problem(environment, task)),
         _probe("tools_deterministic", recorded, lambda task: _replay_problem(environment, task, compare=False)),
@@ -65,7 +66,7 @@ def require(report: dict[str, Any]) -> None:
     ]
     raise UserError(
         f"The environment {report['environment']!r} did not pass its audit: " + "; ".join(parts),
-        "mend the environment or the tasks first: a policy trained in it would learn its faults",
+        "fix the environment or the tasks first: a policy trained in it would learn its faults",
     )
 
 
@@ -84,9 +85,10 @@ def _replay_problem(environment: Environment, task: Task, compare: bool) -> str 
     messages = list(tool_response(task) or ())
     one, other = environment.reset(task), environment.reset(task)
     for message, following in zip(messages, messages[1:], strict=False):
-        call = parse_call(message["content"]) if message["role"] == "assistant" else None
-        if call is None:
+        calls = recorded(message).tool_calls if message["role"] == "assistant" else ()
+        if not calls:
             continue
+        call = calls[0]
         result = environment.call(one, call.name, call.arguments)
         again = environment.call(other, call.name, call.arguments)
         if not compare and (result != again or one.snapshot() != other.snapshot()):

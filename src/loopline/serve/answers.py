@@ -1,25 +1,25 @@
 """From a checked request to finished answers: prompt, sampling, stop strings, and OpenAI's reply objects.
 
-Pure functions between `serve.schema` and `serve.worker`; nothing here waits or records. Not covered: HTTP (see
-`serve.app`).
+Messages, tools and answers go through the checkpoint's own chat template (package `chat`). Pure functions between
+`serve.schema` and `serve.worker`; nothing here waits or records. Not covered: HTTP (see `serve.app`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loopline.base.errors import UserError
+from loopline.chat.message import AssistantMessage, MessageError, as_turns
+from loopline.chat.parser import OutputParser
+from loopline.chat.thinking import prompt_thinking, with_prompt
 from loopline.chat.tokenizer import Tokenizer
 from loopline.inference.engine import Completion, Sampling
 from loopline.serve.config import ServeConfig
-from loopline.serve.messages import MessageError, Output, parse_output, to_turns
 from loopline.serve.model import ServedModel
 from loopline.serve.schema import ApiError, ChatRequest
-
-TRAINED_TOOLS = frozenset({"search", "calculator"})
 
 
 @dataclass(frozen=True)
@@ -29,36 +29,29 @@ class Plan:
     prompt: list[int]
     sampling: Sampling
     stops: tuple[str, ...]
-    use_tools: bool
+    tools: tuple[Mapping[str, Any], ...] | None
+    """Tools that calls in the answer are read for; None leaves calls as text."""
 
-
-def tool_turns(tools: Sequence[dict[str, Any]], harness: Mapping[str, Any] | None) -> list[dict[str, str]]:
-    """The system turn that tells the model which tools it has: one function schema per line (Hermes form).
-
-    A released policy was trained inside its harness and knows that harness's tools: for those it gets the harness's
-    own system prompt, if any, and nothing else, so that service shows it what training did.
-    """
-    names = {tool["function"]["name"] for tool in tools}
-    if harness is not None and names <= TRAINED_TOOLS:
-        prompt = str(harness.get("system_prompt", ""))
-        return [{"role": "system", "content": prompt}] if prompt else []
-    schemas = "\n".join(json.dumps(tool["function"], ensure_ascii=False, sort_keys=True) for tool in tools)
-    return [{"role": "system", "content": f"Tools:\n{schemas}"}]
+    def parser(self, tokenizer: Tokenizer) -> OutputParser:
+        """The parser of an answer to this prompt."""
+        return tokenizer.parser(self.prompt, self.tools, calls=self.tools is not None)
 
 
 def plan_request(request: ChatRequest, served: ServedModel, config: ServeConfig, seed: int) -> Plan:
     """Prompt tokens and sampling. Raises `ApiError` (400) for messages or limits the model cannot take."""
-    try:
-        turns = to_turns(request.messages)
-    except MessageError as error:
-        raise ApiError(400, str(error), error.param) from error
-    if turns[-1]["role"] == "assistant":
-        raise ApiError(400, "the last message must come from the user or a tool", "messages")
     if request.n > config.max_choices:
         raise ApiError(400, f"n is {request.n}; this server gives at most {config.max_choices} choices", "n")
-    if request.use_tools:
-        turns = [*tool_turns(request.tools or [], served.harness), *turns]
-    prompt = served.engine.tokenizer.render(turns, add_generation_prompt=True)
+    tools = tuple(request.tools or ()) if request.use_tools else None
+    try:
+        turns = as_turns(request.messages)
+        if turns[-1]["role"] == "assistant":
+            raise ApiError(400, "the last message must come from the user or a tool", "messages")
+        turns, shown = served.opening(turns, tools)
+        prompt = served.engine.tokenizer.render(turns, add_generation_prompt=True, tools=shown)
+    except MessageError as error:
+        raise ApiError(400, error.what, error.param) from error
+    except UserError as error:
+        raise ApiError(400, str(error), "messages") from error
     room = served.context - len(prompt)
     if room < 1:
         raise ApiError(
@@ -83,9 +76,9 @@ def plan_request(request: ChatRequest, served: ServedModel, config: ServeConfig,
         top_k=request.top_k,
         n=request.n,
         seed=seed,
-        stop_token_ids=(served.engine.tokenizer.end_id,),
+        stop_token_ids=served.engine.tokenizer.stop_ids,
     )
-    return Plan(prompt, sampling, tuple(request.stops), request.use_tools)
+    return Plan(prompt, sampling, tuple(request.stops), tools)
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:
@@ -99,13 +92,13 @@ class Answer:
 
     completion: Completion
     text: str
-    output: Output
+    output: AssistantMessage
     finish: str
 
     @property
     def finish_reason(self) -> str:
         """OpenAI's finish reason."""
-        return "tool_calls" if self.output.calls and self.finish == "stop" else self.finish
+        return "tool_calls" if self.output.tool_calls and self.finish == "stop" else self.finish
 
 
 def finish_answer(completion: Completion, plan: Plan, tokenizer: Tokenizer) -> Answer:
@@ -125,7 +118,11 @@ def finish_answer(completion: Completion, plan: Plan, tokenizer: Tokenizer) -> A
         )
         completion = completion.cut(size, "stop")
         text, finish = text[:place], "stop"
-    return Answer(completion, text, parse_output(text, tools=plan.use_tools), finish)
+    parser = plan.parser(tokenizer)
+    parser.feed(text)
+    parser.close()
+    text = with_prompt(prompt_thinking(tokenizer, plan.prompt), text)
+    return Answer(completion, text, parser.message, finish)
 
 
 def call_key(completion_id: str, choice: int, number: int) -> str:
@@ -141,14 +138,14 @@ def token_entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str
 
 def choice_body(answer: Answer, number: int, completion_id: str, tokenizer: Tokenizer, logprobs: bool) -> Any:
     """One entry of `choices`."""
-    keys = [call_key(completion_id, number, position) for position in range(len(answer.output.calls))]
+    keys = [call_key(completion_id, number, position) for position in range(len(answer.output.tool_calls))]
     entries = [
         token_entry(tokenizer, token, value)
         for token, value in zip(answer.completion.token_ids, answer.completion.logprobs, strict=True)
     ]
     return {
         "index": number,
-        "message": answer.output.message(keys),
+        "message": answer.output.to_openai(keys),
         "finish_reason": answer.finish_reason,
         "logprobs": {"content": entries} if logprobs else None,
     }

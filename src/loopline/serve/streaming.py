@@ -13,10 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from loopline.chat.forms.form import Call
+from loopline.chat.message import call_entry
+from loopline.chat.parser import Event
 from loopline.chat.tokenizer import Tokenizer
 from loopline.inference.engine import Completion
 from loopline.serve.answers import Answer, Plan, call_key, finish_answer, first_stop, token_entry
-from loopline.serve.messages import Kind, OutputParser, call_entry, parse_call
 from loopline.serve.worker import EngineWorker
 
 
@@ -67,17 +69,15 @@ class StreamedAnswer:
     logprobs: list[float] = field(default_factory=list)
 
 
-def _deltas(events: Sequence[tuple[Kind, str]], completion_id: str, calls: list[str]) -> list[dict[str, Any]]:
+def _deltas(events: Sequence[Event], completion_id: str, calls: list[str]) -> list[dict[str, Any]]:
     deltas: list[dict[str, Any]] = []
-    for kind, text in events:
-        if kind == "tool_call":
-            call = parse_call(text)
-            assert call is not None
+    for kind, value in events:
+        if isinstance(value, Call):
             key = call_key(completion_id, 0, len(calls))
-            deltas.append({"tool_calls": [{"index": len(calls), **call_entry(call, key)}]})
+            deltas.append({"tool_calls": [{"index": len(calls), **call_entry(value, key)}]})
             calls.append(key)
         else:
-            deltas.append({"reasoning_content" if kind == "reasoning" else "content": text})
+            deltas.append({"reasoning_content" if kind == "reasoning" else "content": value})
     return deltas
 
 
@@ -104,7 +104,7 @@ async def stream_chunks(
 
     handle = worker.stream(plan.prompt, plan.sampling, lambda token, value: put((token, value)), put)
     text = TokenText(tokenizer, plan.stops)
-    parser, calls = OutputParser(tools=plan.use_tools), list[str]()
+    parser, calls = plan.parser(tokenizer), list[str]()
     ended = False
     try:
         yield chunk({"role": "assistant", "content": ""})

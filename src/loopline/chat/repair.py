@@ -1,10 +1,9 @@
-"""Tool calls as text: reading them strictly, reading them leniently, writing them.
+"""Tool calls that are not quite in form: which call a turn most likely meant.
 
-    parse_call('<tool_call>{"name": "search", "arguments": {"query": "lamp"}}</tool_call>')   # Call("search", {...})
+    call = repair_call(text, environment.tools)       # Call("search", {"query": "blue lamp"}), or None
+    nearest_tool(Call("serch", {}), environment.tools)        # "search"
 
-The form is that of Hermes and Qwen models. A turn holds one call; text around it is allowed. Strict reading takes
-valid JSON with `name` and `arguments` only; `repair_call` also mends what small policies get wrong. Not covered:
-several calls in one turn (the first is run).
+For policies that write JSON calls, whatever tags they put around them. Not covered: calls in form (see `chat.parser`).
 """
 
 from __future__ import annotations
@@ -12,57 +11,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
 
+from loopline.chat.forms import coder, deepseek, gemma, hermes, llama, mistral
+from loopline.chat.forms.form import Call, Malformed, to_call
 from loopline.chat.tools import Tool
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 QUOTED = re.compile(r"""["']([^"']*)["']""")
-
-
-@dataclass(frozen=True)
-class Call:
-    """One tool call."""
-
-    name: str
-    arguments: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        """Equal for calls that ask the same."""
-        return json.dumps([self.name, self.arguments], sort_keys=True)
-
-
-def asks_tool(text: str) -> bool:
-    """Whether a turn means to call a tool, however badly."""
-    return OPEN in text or CLOSE in text
-
-
-def write_call(name: str, arguments: Mapping[str, Any]) -> str:
-    """The text of a call, in the form policies are trained on."""
-    return f"{OPEN}{json.dumps({'name': name, 'arguments': dict(arguments)}, ensure_ascii=False)}{CLOSE}"
-
-
-def parse_call(text: str) -> Call | None:
-    """The first call of a turn, or None when it is not exactly in form."""
-    start = text.find(OPEN)
-    end = text.find(CLOSE, start)
-    if start < 0 or end < 0:
-        return None
-    return _call_of(text[start + len(OPEN) : end])
+OPENS = (hermes.OPEN, mistral.OPEN, llama.TAG, deepseek.SEPARATOR, gemma.CODE, coder.FUNCTION)
+CLOSES = (hermes.CLOSE, deepseek.END, gemma.CLOSE, coder.END_FUNCTION)
 
 
 def repair_call(text: str, tools: Mapping[str, Tool]) -> Call | None:
     """The call a turn most likely meant, or None.
 
-    Mends in this order: a missing end mark, unclosed quotes and braces, single quotes and trailing commas, a call
+    Fixes in this order: a missing closing tag, unclosed quotes and braces, single quotes and trailing commas, a call
     whose only readable parts are a tool's name and one quoted value, and the name of a lone argument.
     """
-    start = text.find(OPEN)
-    body = text[start + len(OPEN) :] if start >= 0 else text
-    body = body.split(CLOSE)[0].split("<|end|>")[0].strip()
+    start = min(((at, tag) for tag in OPENS if (at := text.find(tag)) >= 0), default=None)
+    body = text if start is None else text[start[0] + len(start[1]) :]
+    for tag in CLOSES:
+        body = body.split(tag)[0]
+    body = body.strip()
     candidates = [body, _closed(body), _closed(re.sub(r",\s*([}\]])", r"\1", body.replace("'", '"')))]
     call = next((found for found in map(_call_of, candidates) if found is not None), None)
     if call is None:
@@ -82,12 +52,9 @@ def nearest_tool(call: Call, tools: Mapping[str, Tool]) -> str | None:
 def _call_of(body: str) -> Call | None:
     try:
         value = json.loads(body)
-    except (json.JSONDecodeError, RecursionError):
+        return to_call(value[0] if isinstance(value, list) and value else value, "arguments", "parameters")
+    except (ValueError, RecursionError, Malformed):
         return None
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments")
-    return Call(value["name"], arguments) if isinstance(arguments, dict) else None
 
 
 def _closed(body: str) -> str:

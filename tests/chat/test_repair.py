@@ -1,10 +1,12 @@
-"""Calls: the strict form and nothing else, and what the lenient reading mends."""
+"""What the lenient reading of calls repairs, and how arguments are checked."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.chat.calls import Call, asks_tool, nearest_tool, parse_call, repair_call, write_call
+from loopline.chat.forms.form import Call
+from loopline.chat.parser import OWN, parse_output
+from loopline.chat.repair import nearest_tool, repair_call
 from loopline.chat.tools import Tool, ToolResult, as_plain_text
 from loopline.environments.search import CALCULATOR
 
@@ -16,14 +18,6 @@ SEARCH = Tool(
 )
 TOOLS = {"search": SEARCH, "calculator": CALCULATOR}
 WANTED = Call("search", {"query": "blue lamp"})
-
-
-@given(st.text(max_size=30), st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=3))
-def test_what_is_written_is_read_back(name: str, arguments: dict) -> None:
-    text = write_call(name, arguments)
-    if "</tool_call>" not in name + "".join([*arguments, *arguments.values()]):
-        assert parse_call("so: " + text) == Call(name, arguments)
-    assert asks_tool(text)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +35,8 @@ def test_what_is_written_is_read_back(name: str, arguments: dict) -> None:
     ],
 )
 def test_repairs_what_strict_reading_refuses(text: str) -> None:
-    assert parse_call(text) is None
+    found = parse_output(text, OWN)
+    assert not found.tool_calls and found.malformed and found.content == text
     assert repair_call(text, TOOLS) == WANTED
 
 
@@ -54,8 +49,8 @@ def test_renames_a_lone_argument_and_routes_unknown_names() -> None:
 
 @given(st.text(max_size=80))
 def test_any_turn_is_read_without_an_exception(text: str) -> None:
-    for call in (parse_call(f"<tool_call>{text}"), repair_call(f"<tool_call>{text}</tool_call>", TOOLS)):
-        assert call is None or isinstance(call.arguments, dict)
+    call = repair_call(f"<tool_call>{text}</tool_call>", TOOLS)
+    assert call is None or isinstance(call.arguments, dict)
 
 
 def test_arguments_are_checked_and_errors_are_text() -> None:
