@@ -3,11 +3,8 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
-from loopline.commands import gsm8k
 from loopline.commands.config import GRADER, PROMPTS, ProbeConfig
 from loopline.commands.graders import audit_answers, check_references, judge, load_grader, that_fit
 from loopline.grading.grade import Grade, Sample
@@ -27,38 +24,6 @@ def task(number, answer="", **item):
 TASKS = [task(n, f"It is a sum: {n} + {n + 7} = {2 * n + 7}\n#### {2 * n + 7}") for n in range(12)]
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        (SOLVED, 72.0),
-        ("#### 1,234.50", 1234.5),
-        ("#### -3", -3.0),
-        ("#### $18 per day", 18.0),
-        ("So 48 + 24 = 72", 72.0),
-        ("First 5.\nShe sold 72 clips altogether.", 72.0),
-        ("72", 72.0),
-        ("The answer is $1,000.", 1000.0),
-        ("#### 71 72", None),
-        ("#### 71\n#### 72", None),
-        ("70 71 72 73", None),
-        ("72 72 72", None),
-        ("no number", None),
-        ("", None),
-        ("####", None),
-    ],
-)
-def test_gsm8k_finds_the_stated_number(text, number):
-    assert gsm8k.stated(text) == number
-    assert gsm8k.grade({"output_text": text}, {"answer": SOLVED}) == float(number == 72)
-
-
-@given(number=st.integers(-(10**9), 10**9), before=st.sampled_from(["", "So it is ", "1 + 2 = 3\n", "Natalia has "]))
-def test_gsm8k_reads_any_number_back(number, before):
-    assert gsm8k.stated(f"{before}#### {number:,}") == number
-    assert gsm8k.stated(f"Then the answer must be {number}") == number
-    assert gsm8k.grade({"output_text": f"{number + 1}"}, {"answer": f"#### {number}"}) == 0
-
-
 def test_the_ready_grader_passes_its_audit():
     with GraderSet.from_defs({GRADER: load_grader("gsm8k")}) as graders:
         assert check_references(graders, TASKS, ProbeConfig()) is True
@@ -70,7 +35,7 @@ def test_answers_that_happen_to_be_equal_are_not_the_graders_fault():
     alike = [task(n, f"{n} again\n#### {n // 2 + 100}") for n in range(12)]
     with GraderSet.from_defs({GRADER: load_grader("gsm8k")}) as graders:
         assert audit_answers(graders, alike, 0, 12)[GRADER]["passed"]
-        constant = load_grader("gsm8k") | {"source": "def grade(sample, item):\n    return 1.0"}
+        constant = {"type": "python", "source": "def grade(sample, item):\n    return 1.0"}
     with GraderSet.from_defs({GRADER: constant}) as graders:
         assert not audit_answers(graders, alike, 0, 12)[GRADER]["passed"]
 

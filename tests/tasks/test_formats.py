@@ -1,7 +1,5 @@
 """Contract tests: small rows of our own in the forms of known task files become prompts, answers and items."""
 
-from pathlib import Path
-
 import pytest
 
 from loopline.base.errors import UserError
@@ -11,10 +9,8 @@ from loopline.tasks.files import read_table
 from loopline.tasks.formats import FORMS, boxed
 from loopline.tasks.parts import rows_of
 from loopline.tasks.task import task_from_row
+from tests.support import SHARED_DATA
 
-SHARED = next(
-    (up / "shared" / "data" for up in Path(__file__).parents if (up / "shared" / "data").exists()), Path("none")
-)
 ROWS = {
     "gsm8k": {
         "question": "Tom has 3 boxes of 4 pens and loses 2 pens. How many pens are left?",
@@ -165,12 +161,12 @@ def test_boxed(text, inside):
     assert boxed(text) == inside
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared data is not here")
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="the shared data is not here")
 def test_whole_files_that_people_have():
-    table = read_table(SHARED / "gsm8k" / "test.jsonl")
+    table = read_table(SHARED_DATA / "gsm8k" / "test.jsonl")
     form, rows = rows_of("gsm8k", table, TaskSetConfig(file="test.jsonl"))
     assert form.name == "gsm8k" and len(rows) == 1319
     assert all(row["answer"].lstrip("-")[0].isdigit() for row in rows)
-    table = read_table(SHARED / "human-eval" / "HumanEval.jsonl.gz")
+    table = read_table(SHARED_DATA / "human-eval" / "HumanEval.jsonl.gz")
     form, rows = rows_of("humaneval", table, TaskSetConfig(file="HumanEval.jsonl.gz"))
     assert form.name == "humaneval" and len({row["id"] for row in rows}) == 164

@@ -83,7 +83,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"There is no file {path}", "check the path, or run the stage that writes it") from error
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})", "mend that line"
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})", "fix that line"
         ) from error
 
 

@@ -16,18 +16,18 @@ from random import Random
 from typing import Any
 
 from loopline.base.errors import UserError
-from loopline.base.files import read_json, write_json, write_jsonl
+from loopline.base.files import write_json, write_jsonl
 from loopline.commands.config import GRADER, ProbeConfig
 from loopline.grading.audit import audit, failed_probes, good_text
 from loopline.grading.grade import Grade, Sample
 from loopline.grading.graders import GraderSet, check_definition
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.config import READY
+from loopline.tasks.stage import read_grader
 from loopline.tasks.task import Task, load_tasks
 from loopline.training.finetune import position_limit
 
-READY = ("gsm8k",)
-"""Graders that come with the project, by name."""
 WITHOUT_REFERENCE = ("empty", "format_only", "copied_prompt")
 """Probes of the audit that need no reference answer."""
 FORCE = "to go on nevertheless, add --force-grader"
@@ -40,34 +40,14 @@ def load_grader(name: str) -> dict[str, Any]:
     """
     path = Path(name)
     if name in READY and not path.exists():
-        return {"type": "python", "source": Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")}
+        return {"type": name}
     if not path.is_file():
         raise UserError(
             f"There is no grader {name}", f"give a .json or .py file, or the name of a ready one ({', '.join(READY)})"
         )
-    if path.suffix == ".py":
-        source = _source(path)
-        definition: Any = {"type": "python", "source": source}
-    elif path.suffix == ".json":
-        definition = read_json(path)
-        if isinstance(definition, dict) and "type" not in definition and len(definition) == 1:
-            definition = next(iter(definition.values()))  # {"grader": {...}}
-    else:
-        raise UserError(f"{path} is neither .json nor .py", "write a definition as JSON, or `grade` in a .py file")
+    definition = read_grader(path)
     check_definition(definition, str(path))
     return dict(definition)
-
-
-def _source(path: Path) -> str:
-    try:
-        source = path.read_text(encoding="utf-8")
-        compile(source, str(path), "exec")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8", "save the file as UTF-8") from error
-    except (SyntaxError, ValueError) as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise UserError(f"{path}{line}: not Python ({error})", "mend that line") from error
-    return source
 
 
 def graders(config: ProbeConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
@@ -138,7 +118,7 @@ def check_references(graders: GraderSet, tasks: Sequence[Task], config: ProbeCon
         _object(
             f"The grader failed on every one of {len(some)} reference answers; the first time: "
             f"{grades[0].evidence or 'no score'}",
-            "mend the grader (it sees sample['output_text'] and the file's columns in item), or",
+            "fix the grader (it sees sample['output_text'] and the file's columns in item), or",
             config.force,
         )
         return False
@@ -256,7 +236,7 @@ def judge(samples: Sequence[Sample], grades: Sequence[Grade], cut: int, paid: bo
         _object(
             f"The grader failed on {n - len(known)} of {n} answers of the policy, all that it was asked to judge; the "
             f"first time: {bad.evidence or 'no score'}",
-            "mend the grader until it returns a number from 0 to 1 for any text, or",
+            "fix the grader until it returns a number from 0 to 1 for any text, or",
             config.force,
         )
         return f"The grader failed on {n - len(known)} of {n} answers of the policy."

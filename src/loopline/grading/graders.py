@@ -18,14 +18,26 @@ from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json
-from loopline.grading.code import code_grade, code_job, python_grade, python_job
+from loopline.grading import answers
+from loopline.grading.code import grade_code, python_grade, python_job
 from loopline.grading.formula import Formula
 from loopline.grading.grade import Grade, Sample, rejection
+from loopline.grading.gym import grade_gym
+from loopline.grading.instructions import instructions
 from loopline.grading.template import MissingField, check_template, render, sample_namespace
-from loopline.grading.verifiers import VERIFIERS, answer_of
+from loopline.grading.verifiers import VERIFIERS as OWN_FORM
+from loopline.grading.verifiers import answer_of
 from loopline.sandbox.runner import Job, SandboxPool
 from loopline.text.similarity import METRICS, similarity
 
+VERIFIERS: dict[str, Callable[[Sample], Grade]] = {
+    **OWN_FORM,
+    "gsm8k": answers.gsm8k,
+    "math": answers.math,
+    "choice": answers.choice,
+    "instructions": instructions,
+}
+"""Ready graders that run no code, by type."""
 OPERATIONS: dict[str, Callable[[str, str], bool]] = {
     "eq": lambda text, reference: text == reference,
     "ne": lambda text, reference: text != reference,
@@ -38,8 +50,11 @@ FIELDS: dict[str, set[str]] = {
     "python": {"source"},
     "multi": {"graders", "calculate_output"},
     "code_tests": set(),
+    "reasoning_gym": set(),
     **{name: set() for name in VERIFIERS},
 }
+RUN_CODE = ("code_tests", "python", "reasoning_gym")
+"""Types that run code, in processes of their own."""
 OPTIONAL = {"type", "name", "tags", "image_tag"}
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -142,8 +157,9 @@ class GraderSet:
         if kind in VERIFIERS:
             return [VERIFIERS[kind](sample) for sample in samples]
         if kind == "code_tests":
-            results = self._pool.map([code_job(sample) for sample in samples])
-            return [code_grade(sample, result) for sample, result in zip(samples, results, strict=True)]
+            return grade_code(samples, self._pool)
+        if kind == "reasoning_gym":
+            return grade_gym(samples, self._pool)
         if kind == "python":
             jobs: list[Job] = [
                 python_job(definition["source"], sample_namespace(answer_of(s)), s.task.as_item()) for s in samples
@@ -161,7 +177,7 @@ class GraderSet:
 
 def _runs_code(definition: Mapping[str, Any]) -> bool:
     parts = definition["graders"].values() if definition["type"] == "multi" else ()
-    return definition["type"] in ("code_tests", "python") or any(_runs_code(part) for part in parts)
+    return definition["type"] in RUN_CODE or any(_runs_code(part) for part in parts)
 
 
 def compare(definition: Mapping[str, Any], sample: Sample) -> Grade:

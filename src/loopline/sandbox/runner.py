@@ -65,6 +65,8 @@ class Job:
     """Wall time for all calls together; None is the pool's."""
     trusted: bool = False
     """Code of the recipe's owner: may read files (so import any standard module); limits stay."""
+    memory_mb: int | None = None
+    """Memory beyond the worker's own; None is the pool's."""
 
 
 class BadReply(Exception):
@@ -222,7 +224,7 @@ class SandboxPool:
             "entry": job.entry,
             "calls": [list(call) for call in job.calls],
             "seconds": job.seconds or self.seconds,
-            "memory_mb": self.memory_mb,
+            "memory_mb": job.memory_mb or self.memory_mb,
             "trusted": job.trusted,
         }
 

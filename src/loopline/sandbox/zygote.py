@@ -26,13 +26,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import ast  # noqa: F401
 import bisect  # noqa: F401
+import cmath  # noqa: F401
 import collections  # noqa: F401
 import copy  # noqa: F401
 import dataclasses  # noqa: F401
 import datetime  # noqa: F401
+import decimal  # noqa: F401
+import enum  # noqa: F401
 import fractions  # noqa: F401
 import functools  # noqa: F401
+import hashlib  # noqa: F401
 import heapq  # noqa: F401
 import itertools  # noqa: F401
 import math  # noqa: F401
@@ -41,6 +46,7 @@ import random  # noqa: F401
 import re  # noqa: F401
 import statistics  # noqa: F401
 import string  # noqa: F401
+import textwrap  # noqa: F401
 import typing  # noqa: F401
 # isort: on
 
@@ -198,7 +204,9 @@ def child(request: dict[str, Any], result: int, base_bytes: int) -> None:
 
     def guard(event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(BLOCKED_EVENTS):
-            if len(blocked) < 20:
+            # The compiler looks for the file of a source that it cannot read.
+            own = event == "open" and arguments[:1] in (("<solution>",), ("<test>",), ("<setup>",))
+            if len(blocked) < 20 and not own:
                 blocked.append(event)
             raise PermissionError(f"{event} is not allowed here")
 

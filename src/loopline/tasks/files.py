@@ -134,7 +134,7 @@ def _json(text: str, path: Path) -> list[Row]:
     try:
         value = _loads(text)
     except (ValueError, RecursionError) as error:
-        fix = "mend that place"
+        fix = "fix that place"
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             fix = "the file looks like JSON Lines: name it .jsonl"
         raise UserError(f"{path}: not JSON ({error})", fix) from error
@@ -159,7 +159,7 @@ def _csv(text: str, path: Path) -> list[Row]:
                 )
             rows.append({name: _unwrapped(value) for name, value in row.items()})
     except csv.Error as error:
-        raise UserError(f"{path}, after line {reader.line_num}: not CSV ({error})", "mend that line") from error
+        raise UserError(f"{path}, after line {reader.line_num}: not CSV ({error})", "fix that line") from error
     return rows
 
 
