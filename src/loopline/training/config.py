@@ -64,6 +64,23 @@ class GuardConfig(Config):
     """Rewinds of one run; what would need another stops it."""
 
 
+class DevelopmentConfig(Config):
+    """Evaluations during training, on the development part of task sets; the stage ends with the best weights."""
+
+    every: int = Field(default=0, ge=0)
+    """Optimizer steps between two evaluations, and one after the last; 0 leaves them out."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations without a better one; empty trains to the end."""
+    tasks: tuple[str, ...] = ()
+    """Task sets, by name or as `tag:<tag>`; empty takes all."""
+    n: int = Field(default=100, ge=1)
+    """Development tasks per set at most."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature; 0 takes the likeliest answer."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Tokens an answer may take; empty takes the stage's own limit where it has one, else 256."""
+
+
 Divide = Literal["operations", "batches"]
 """What a CPU's threads share in training: every operation, or a step's micro-batches, a thread each. The latter is
 faster for small models (a third at a million parameters, a sixth at 20 million), holds as many micro-batches at once as

@@ -23,11 +23,12 @@ import torch
 from torch.optim import Optimizer
 
 from loopline.base.errors import UserError
-from loopline.base.files import to_json, write_text
+from loopline.base.files import to_json, write_json, write_text
 from loopline.model.language_model import LanguageModel
 from loopline.store.context import Context
 from loopline.training.batch import Batch
 from loopline.training.config import TrainConfig
+from loopline.training.evaluations import Evaluations
 from loopline.training.guards import Decision, Guard, NonFiniteGuard, SpikeGuard, worst
 from loopline.training.objectives import Objective
 from loopline.training.optimizer import build_optimizers, schedule_factor, set_learning_rate
@@ -110,16 +111,19 @@ def train(
     ctx: Context,
     description: str = "training",
     guards: Sequence[Guard] = (),
+    evaluations: Evaluations | None = None,
 ) -> dict[str, float]:
     """Train `model` in place for `steps` optimizer steps; returns the last step's metrics.
 
-    `guards` join the loop's own two. Resumes from `ctx.state` when a checkpoint of the training state lies there.
-    Raises `UserError` when a guard stops the run.
+    `guards` join the loop's own two. With `evaluations` the model ends with the weights that were measured best, and
+    `development.json` holds the measurements. Resumes from `ctx.state` when a checkpoint of the training state lies
+    there. Raises `UserError` when a guard stops the run.
     """
     optimizers = build_optimizers(model, config.optimizer)
     watch: list[Guard] = [NonFiniteGuard(config.guards), SpikeGuard(config.guards), *guards]
     progress = Progress()
-    state = TrainingState(model, optimizers, source, watch, progress)
+    looks = [] if evaluations is None else [evaluations]
+    state = TrainingState(model, optimizers, source, [*watch, *looks], progress)
     saved = ctx.state / "training.pt"
     if saved.exists():
         state.restore(saved)
@@ -127,7 +131,7 @@ def train(
     log.cut(progress)
     with ctx.progress(description, steps) as bar:
         bar.advance(progress.step)
-        while progress.step < steps:
+        while progress.step < steps and not any(look.stopped for look in looks):
             step = progress.step
             began = time.monotonic()
             model.eval()
@@ -155,10 +159,12 @@ def train(
             if batches:
                 _update(optimizers, act != "skip")
             ended = time.monotonic()
+            measured = [row for look in looks if (row := look.after(step + 1, steps, model)) is not None]
             tokens = sum(batch.token_count for batch in batches)
             ctx.metrics.log(
                 step,
                 **progress.last,
+                **{f"development/{name}": value for row in measured for name, value in row.items() if name != "step"},
                 learning_rate=optimizers[0].param_groups[0]["lr"],
                 tokens=tokens,
                 seconds_sampling=sampled - began,
@@ -166,15 +172,22 @@ def train(
             )
             log.reason(step, source.why())
             if decision is None:
-                bar.note(source.why() or _note(progress.last))
+                bar.note(looks[0].note() if measured else source.why() or _note(progress.last))
             bar.advance()
             progress.step += 1
             progress.data_step += 1
             # What is saved is what a rewind returns to, so never in the middle of a bad patch.
             good = act != "skip"
-            if good and progress.step % config.runtime.save_every == 0 and progress.step < steps:
+            due = progress.step % config.runtime.save_every == 0 and progress.step < steps
+            if good and (due or measured):
                 state.save(saved)
+                for look in looks:
+                    look.saved()
     model.eval()
+    if evaluations is not None:
+        best = evaluations.finish(model)
+        write_json(ctx.out / "development.json", {"best": best, "measured": evaluations.history})
+        ctx.metrics.summary(**{f"development_{name}": value for name, value in (best or {}).items()})
     return progress.last
 
 

@@ -33,15 +33,25 @@ def load_policy(start: Path, adapter: LoRAConfig | None, device: str = "cpu") ->
     return add_adapter(load_huggingface(start, device, four_bit=adapter.four_bit), adapter)
 
 
+def has_merged_weights(model: LanguageModel) -> bool:
+    """Whether what is saved of `model` are other weights than its own: those of its start with the adapter added."""
+    from loopline.model.huggingface import HuggingFaceModel
+
+    if not isinstance(model, HuggingFaceModel):
+        return False
+    from loopline.model.adapter import has_adapter
+
+    return has_adapter(model)
+
+
 def policy_weights(model: LanguageModel, like: LanguageModel) -> dict[str, Tensor]:
     """The state dict that gives `like`, a plain model of the same checkpoint, the weights of `model`, adapter added."""
     from loopline.model.huggingface import HuggingFaceModel
 
-    if isinstance(model, HuggingFaceModel):
-        from loopline.model.adapter import has_adapter, merged_state
+    if isinstance(model, HuggingFaceModel) and has_merged_weights(model):
+        from loopline.model.adapter import merged_state
 
-        if has_adapter(model):
-            return merged_state(model, like)
+        return merged_state(model, like)
     return dict(model.state_dict())
 
 
@@ -49,12 +59,11 @@ def save_policy(model: LanguageModel, start: Path, out: Path) -> None:
     """Write the trained checkpoint to `out`, its adapter, where it has one, added to the weights."""
     from loopline.model.huggingface import HuggingFaceModel
 
-    if isinstance(model, HuggingFaceModel):
-        from loopline.model.adapter import has_adapter, save_adapter
+    if isinstance(model, HuggingFaceModel) and has_merged_weights(model):
+        from loopline.model.adapter import save_adapter
 
-        if has_adapter(model):
-            save_adapter(model, out / "adapter")
-            merged = load_model(start)
-            merged.load_state_dict({name: value.cpu() for name, value in policy_weights(model, merged).items()})
-            model = merged
+        save_adapter(model, out / "adapter")
+        merged = load_model(start)
+        merged.load_state_dict({name: value.cpu() for name, value in policy_weights(model, merged).items()})
+        model = merged
     save_checkpoint(model, start, out)

@@ -17,7 +17,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from loopline.base.files import write_bytes
-from loopline.training.guards import Guard
 
 
 class Stateful(Protocol):
@@ -48,7 +47,8 @@ class TrainingState:
     model: nn.Module
     optimizers: Sequence[Optimizer]
     source: Stateful
-    guards: Sequence[Guard]
+    guards: Sequence[Stateful]
+    """Guards, and the evaluations during training."""
     progress: Progress
 
     def save(self, path: Path) -> None:
