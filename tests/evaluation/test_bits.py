@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loopline.base.files import write_json
-from loopline.evaluation.bits import bits_per_byte, corpus_bits, window_nats
+from loopline.evaluation.bits import bits_per_byte, corpus_bits, window_nats, window_rows
 from loopline.training.shards import ShardSet
 from tests.support_model import tiny_model
 
@@ -33,18 +33,18 @@ def test_a_model_that_knows_nothing_needs_log_vocabulary():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    found = bits_per_byte(*window_nats(model, windows(8, 16)), bytes_per_token=2.0, seed=0)
+    found = bits_per_byte(window_rows("s", *window_nats(model, windows(8, 16)), 2.0), seed=0)
     assert found.value == pytest.approx(math.log2(300) / 2) and found.n == 8
     assert found.low <= found.value <= found.high
 
 
 def test_halving_the_bytes_doubles_the_bits():
     model, block = tiny_model(), windows(12, 16)
-    one, two = (bits_per_byte(*window_nats(model, block), size, seed=0) for size in (3.0, 1.5))
+    one, two = (bits_per_byte(window_rows("s", *window_nats(model, block), size), seed=0) for size in (3.0, 1.5))
     assert two.value == pytest.approx(2 * one.value)
     assert one.low < one.value < one.high
     with pytest.raises(ValueError, match="no held-out window"):
-        bits_per_byte(*window_nats(model, block[:0]), 1.0, seed=0)
+        bits_per_byte([], seed=0)
 
 
 def test_rows_per_source_that_has_heldout_text(tmp_path):

@@ -28,6 +28,12 @@ def test_our_items(tmp_path):
     assert scores(found, "sampled") == {("math", "math/1"): 0.5}
 
 
+def test_the_development_part_is_a_set_of_its_own(tmp_path):
+    rows = [{"task": f"{part}/1", "task_set": "math", "part": part, "score": 1.0} for part in ("dev", "heldout")]
+    write_jsonl(tmp_path / "items.jsonl", rows)
+    assert set(scores(read_outcomes(str(tmp_path)))) == {("math [dev]", "dev/1"), ("math", "heldout/1")}
+
+
 def artifact(run, node, score, finished):
     path = run / "store" / node / f"{finished:012d}"
     write_jsonl(path / "items.jsonl", [{"task": "a", "task_set": "t", "mode": "greedy", "score": score}])

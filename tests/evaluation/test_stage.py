@@ -1,6 +1,7 @@
 """The evaluation stage on real files: a tiny checkpoint, and a server."""
 
 import json
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl
 from loopline.evaluation import stage as module
+from loopline.evaluation.bits import METRIC, bits_per_byte
 from loopline.evaluation.config import EvaluateConfig
+from loopline.evaluation.evaluate import headline, summarize
 from loopline.evaluation.stage import evaluate
 from loopline.inference.engine import TorchEngine
 from loopline.inference.openai_engine import OpenAIEngine
@@ -131,6 +134,31 @@ def test_bits_per_byte_of_a_text_file(tmp_path, inputs):
     size = len(file.read_bytes())
     assert row["value"] == pytest.approx(sum(window["bits"] for window in windows) / size, rel=1e-3)
     assert sum(window["bytes"] for window in windows) == pytest.approx(size, abs=len(windows))
+
+
+def test_the_directory_of_a_result_is_enough_to_get_every_number_again(tmp_path, inputs):
+    file = tmp_path / "notes.txt"
+    file.write_text("Two lamps cost nine coins. " * 60, encoding="utf-8")
+    context = make_context(tmp_path / "run", seed=7)
+    config = EvaluateConfig(n=5, samples=3, max_new_tokens=6)
+    evaluate(config, {**inputs, "text": SimpleNamespace(path=file)}, context)
+    # From here on only what the stage wrote.
+    items, windows = (read_jsonl(context.out / name) for name in ("items.jsonl", "bpb.jsonl"))
+    summary = read_json(context.out / "summary.json")
+    rows = summary["evaluations"]
+    names, seeds = {row["checkpoint"] for row in rows}, {row["seed"] for row in rows}
+    assert len(names) == len(seeds) == 1
+    (name,), (seed,) = names, seeds
+    modes = list(dict.fromkeys(row["mode"] for row in items))
+    scores = [row for row in rows if row["metric"] != METRIC]
+    assert summarize(name, items, modes, seed) == scores and len(scores) > 20
+    (bits,) = (row for row in rows if row["metric"] == METRIC)
+    found = bits_per_byte(windows, seed)
+    assert (bits["value"], bits["low"], bits["high"]) == tuple(
+        round(x, 6) for x in (found.value, found.low, found.high)
+    )
+    assert bits["n"] == found.n == len(windows) and bits["ungradable"] == 0
+    assert context.metrics.values["headline"] == headline(rows)
 
 
 def test_an_endpoint_is_evaluated_like_a_checkpoint(tmp_path, inputs, monkeypatch):

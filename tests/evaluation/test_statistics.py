@@ -203,6 +203,12 @@ def test_equal_systems_are_never_called_better():
     assert (found.difference, found.p, found.better) == (0, 1, None)
     # Three items on which two systems agree do not prove that they always would.
     assert found.low < -0.5 and found.high > 0.5
+    graded = paired_comparison([0.5, 0.25, 1], [0.5, 0.25, 1])
+    assert (graded.low, graded.high) == (found.low, found.high)
+    clustered = paired_comparison([0.5] * 9, [0.5] * 9, clusters=[1, 1, 1, 2, 2, 2, 3, 3, 3])
+    assert (clustered.low, clustered.high) == (found.low, found.high)
+    # Differences of other sizes have no such scale.
+    assert paired_comparison([-2.0, 3.0], [-2.0, 3.0]).high == 0
 
 
 def test_one_pair_decides_nothing():

@@ -10,6 +10,7 @@ token, of a text file by its size. Not covered: sliding windows, which would giv
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,32 +48,33 @@ def window_nats(model: LanguageModel, windows_NT: np.ndarray, pad: int = PAD) ->
     return np.concatenate(nats), np.concatenate(counts)
 
 
-def bits_per_byte(nats: np.ndarray, counts: np.ndarray, bytes_per_token: float, seed: int) -> Estimate:
-    """Bits per byte over all windows of `window_nats`, with a bootstrap interval over windows; n counts windows.
-
-    Raises `ValueError` without windows.
-    """
-    if not len(nats):
-        raise ValueError("there is no held-out window to score")
-    scale = 1 / (math.log(2) * bytes_per_token)
-    mean_count = counts.mean()
-    # The ratio of sums; the interval treats the token count of a window as fixed, since all but the last are full.
-    value = float(nats.sum() / counts.sum()) * scale
-    low, high = bootstrap(nats / mean_count * scale, seed)
-    return Estimate(value, min(low, value), max(high, value), len(nats))
-
-
 def window_rows(source: str, nats: np.ndarray, counts: np.ndarray, bytes_per_token: float) -> list[Row]:
     """One row per window, so that two checkpoints can be compared on the same text."""
     return [
         {
             "source": source,
             "window": number,
-            "bits": round(float(lost) / math.log(2), 4),
-            "bytes": round(float(count) * bytes_per_token),
+            "bits": round(float(lost) / math.log(2), 6),
+            "bytes": round(float(count) * bytes_per_token, 3),
         }
         for number, (lost, count) in enumerate(zip(nats, counts, strict=True))
     ]
+
+
+def bits_per_byte(rows: Sequence[Row], seed: int) -> Estimate:
+    """Bits per byte over the rows of `window_rows`, with a bootstrap interval over windows; n counts windows.
+
+    Computed from the rows as they are written, so that whoever has bpb.jsonl gets the same number. Raises `ValueError`
+    without windows.
+    """
+    if not rows:
+        raise ValueError("there is no held-out window to score")
+    size = math.fsum(row["bytes"] for row in rows) / len(rows)
+    # The ratio of sums; the interval treats the size of a window as fixed, since all but the last are full.
+    shares = np.asarray([row["bits"] / size for row in rows])
+    value = math.fsum(shares) / len(rows)
+    low, high = bootstrap(shares, seed)
+    return Estimate(value, min(low, value), max(high, value), len(rows))
 
 
 def corpus_bits(
@@ -120,7 +122,8 @@ def text_bits(
 def _measured(
     source: str, nats: np.ndarray, counts: np.ndarray, bytes_per_token: float, seed: int
 ) -> tuple[Row, list[Row]]:
-    found = bits_per_byte(nats, counts, bytes_per_token, seed)
+    rows = window_rows(source, nats, counts, bytes_per_token)
+    found = bits_per_byte(rows, seed)
     numbers = {name: round(getattr(found, name), 6) for name in ("value", "low", "high")}
     row = {"task": source, "metric": METRIC, "part": "heldout", "n": found.n, **numbers, "seed": seed, "ungradable": 0}
-    return row, window_rows(source, nats, counts, bytes_per_token)
+    return row, rows

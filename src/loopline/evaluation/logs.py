@@ -163,7 +163,7 @@ def _number(value: object) -> float | None:
 
 
 def _rows_file(path: Path) -> Outcomes:
-    """Rows of ours ({"task", "task_set", "score", "mode"}) or anyone's ({"id", "score"})."""
+    """Rows of ours ({"task", "task_set", "score", "mode"}) or anyone's ({"id", "score"}); each part is a set."""
     rows: list[Outcome] = []
     ours = False
     for where, row in _lines(path):
@@ -179,6 +179,8 @@ def _rows_file(path: Path) -> Outcomes:
         metric = str(row.get("mode") or row.get("metric") or "score")
         cluster = row.get("cluster")
         name = str(row.get("task_set", "items"))
+        if row.get("part", "heldout") != "heldout":
+            name = f"{name} [{row['part']}]"
         rows.append(Outcome(name, str(row[key]), score, metric, None if cluster is None else str(cluster)))
     return Outcomes(str(path), "loopline" if ours else "jsonl", tuple(rows))
 

@@ -271,6 +271,9 @@ def paired_comparison(
     else:
         p = sign_flip(differences if groups is None else np.bincount(groups, weights=differences), seed)
         low, high = difference_interval(differences, groups)
+        if not differences.any() and min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= 1:
+            # No spread is no proof that there is none: as for zeros and ones, one observation per cluster.
+            low, high = tango(0, 0, len(kept) if groups is None else int(groups.max()) + 1)
     better: Literal["a", "b"] | None = None
     if p < ALPHA and difference != 0:
         better = "a" if difference > 0 else "b"
