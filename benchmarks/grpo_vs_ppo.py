@@ -42,14 +42,16 @@ from loopline.grading.stage import graders
 from loopline.model.checkpoint import save_checkpoint
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
-from loopline.posttrain.config import GRPOConfig, SFTConfig
-from loopline.posttrain.stage import grpo, sft
+from loopline.posttrain.config import GRPOConfig
+from loopline.posttrain.sft import sft
+from loopline.posttrain.sft_config import SFTConfig
+from loopline.posttrain.stage import grpo
 from loopline.store.artifact import Artifact, content_digest
 from loopline.store.context import Context
 from loopline.tasks.generators import arithmetic
 from loopline.tasks.generators.config import GeneratorSettings
 from loopline.tasks.generators.instance import collect, random_for, rows
-from loopline.training.config import OptimizerConfig
+from loopline.training.config import OptimizerConfig, ScheduleConfig
 
 RESULT = Path(__file__).resolve().parent / "results" / "grpo_vs_ppo.json"
 ALGORITHMS = ("grpo", "ppo")
@@ -58,7 +60,7 @@ FULL: dict[str, Any] = {
     "shape": {"hidden_size": 128, "num_hidden_layers": 5, "intermediate_size": 352, "heads": 4},
     "tasks": 6000,
     "generator": {"max_terms": 5, "max_value": 12, "max_result": 60},
-    "sft": {"steps": 400, "examples_per_step": 64},
+    "sft": {"steps": 400, "batch_size": 64},
     "rl": {"steps": 100, "prompts_per_step": 16, "group_size": 8, "max_new_tokens": 48},
     "timed_steps": 14,
     "in_earnest": True,
@@ -70,7 +72,7 @@ QUICK: dict[str, Any] = {
     "shape": {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 176, "heads": 2},
     "tasks": 400,
     "generator": {"max_terms": 3, "max_value": 9, "max_result": 18},
-    "sft": {"steps": 30, "examples_per_step": 32},
+    "sft": {"steps": 30, "batch_size": 32},
     "rl": {"steps": 5, "prompts_per_step": 8, "group_size": 4, "max_new_tokens": 24},
     "timed_steps": 5,
     "in_earnest": False,
@@ -129,12 +131,13 @@ def prepare(root: Path, settings: dict[str, Any], threads: int) -> dict[str, Pat
     lesson = SFTConfig(
         **settings["sft"],
         sequence_length=128,
-        shares={"arithmetic": 1.0},
+        tasks={"arithmetic": 1.0},
         styles={"think": 0.3, "direct": 0.7},
-        optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3),
+        optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3, weight_decay=0.01),
+        schedule=ScheduleConfig(warmup=0.02, decay=0.4, final=0.0),
     )
     worlds.compile_sampling(root / "base")
-    sft(lesson, {"tasks": tasks, "base": artifact(root / "base", "base")}, taught)
+    sft(lesson, {"tasks": tasks, "policy": artifact(root / "base", "base")}, taught)
     artifact(audited.out, "graders")
     artifact(taught.out, "sft")
     return {"tasks": root / "tasks", "graders": audited.out, "policy": taught.out}

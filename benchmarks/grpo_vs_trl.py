@@ -47,7 +47,7 @@ from loopline.rl.rollout_config import RolloutConfig
 from loopline.rl.sampler import Sampler
 from loopline.store.context import Context
 from loopline.tasks.task import Task
-from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from loopline.training.loop import train
 
 GROUP = 8
@@ -217,7 +217,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         max_new_tokens=job["max_new_tokens"],
         drop_zero_signal=job.get("drop_zero_signal", False),
     )
-    settings = TrainConfig(
+    settings = TrainingConfig(
         optimizer=OptimizerConfig(learning_rate=job["learning_rate"], weight_decay=0.0),
         schedule=ScheduleConfig(warmup=0, decay=0),
         precision=job.get("precision", "float32"),

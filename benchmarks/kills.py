@@ -37,8 +37,8 @@ STEPS = {"sft": 120, "dpo": 100, "grpo": 80}
 QUICK = {"sft": 24, "dpo": 20, "grpo": 20}
 TUNE = ("runtime.save_every=2", "optimizer.learning_rate=0.001", "sequence_length=128")
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "sft": (*TUNE, "examples_per_step=16", "rows_per_batch=2"),
-    "dpo": (*TUNE, "pairs_per_step=8", "pairs_per_batch=4"),
+    "sft": (*TUNE, "batch_size=16", "rows_per_batch=2"),
+    "dpo": (*TUNE, "batch_size=8", "rows_per_batch=4"),
     "grpo": (
         "runtime.save_every=2",
         "learning_rate=0.001",
@@ -191,8 +191,7 @@ def main() -> None:
     """Spread the kills over the commands, and write what came of it."""
     # Children inherit these by forking, so that a kill seldom hits the loading of torch and what its optimizers load.
 
-    import loopline.commands.preference
-    import loopline.commands.tune
+    import loopline.posttrain.preference
     import loopline.posttrain.stage  # noqa: F401
 
     arguments = common.parse(__doc__, lambda parser: parser.add_argument("--kills", type=int, default=100))

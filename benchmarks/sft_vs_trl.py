@@ -32,7 +32,7 @@ import worlds
 from loopline.model.checkpoint import load_model
 from loopline.store.context import Context
 from loopline.training.batch import Example
-from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from loopline.training.loop import train
 from loopline.training.objectives import NextToken
 from loopline.training.sources import ExampleSource
@@ -73,7 +73,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     examples = [Example(ids, [1.0] * len(ids)) for ids in documents(job)]
     mean = statistics.fmean(len(example.tokens) for example in examples)
     model = load_model(Path(job["checkpoint"]))
-    settings = TrainConfig(
+    settings = TrainingConfig(
         optimizer=OptimizerConfig(learning_rate=job["learning_rate"], weight_decay=0.0),
         schedule=ScheduleConfig(warmup=0, decay=0),
         divide="batches",

@@ -28,7 +28,7 @@ from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
 from loopline.store.context import Context
 from loopline.training.batch import Example
-from loopline.training.config import OptimizerConfig, TrainConfig
+from loopline.training.config import OptimizerConfig, TrainingConfig
 from loopline.training.loop import train
 from loopline.training.objectives import NextToken
 from loopline.training.sources import ExampleSource
@@ -174,7 +174,7 @@ def teach_additions(out: Path, steps: int, seed: int = 0) -> list[dict[str, Any]
         ids, mask = tokenizer.render_with_mask(conversation)
         examples.append(Example(ids, [float(chosen) for chosen in mask]))
     model = Decoder(model_config(shape, 256)).initialize(torch.Generator().manual_seed(seed))
-    settings = TrainConfig(optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3))
+    settings = TrainingConfig(optimizer=OptimizerConfig(kind="muon", learning_rate=3e-3))
     with tempfile.TemporaryDirectory() as directory:
         ctx = Context("benchmark", Path(directory) / "out", Path(directory) / "state", seed)
         train(model, NextToken(), ExampleSource(examples, 64, 64, 64, seed), steps, settings, ctx)

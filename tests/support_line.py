@@ -121,7 +121,7 @@ def fit(config: FitConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
     from safetensors.torch import load_file, save
 
     from loopline.training.batch import Batch, Example
-    from loopline.training.config import TrainConfig, TrainRuntime
+    from loopline.training.config import OptimizerConfig, TrainingConfig, TrainRuntime
     from loopline.training.loop import train
     from loopline.training.objectives import NextToken
     from loopline.training.sources import ExampleSource
@@ -138,8 +138,10 @@ def fit(config: FitConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
     values = read_json(inputs["numbers"] / "numbers.json")
     examples = [Example([10 + v, 20 + v, 30 + i], [1.0, 1.0, 1.0]) for i, v in enumerate(values)]
     source = Slow(examples, 4, 16, 2, ctx.seed_for("order") % 2**31)
-    runtime = TrainRuntime(save_every=config.pace.save_every)
-    train(model, NextToken(), source, config.steps, TrainConfig(runtime=runtime), ctx)
+    settings = TrainingConfig(
+        optimizer=OptimizerConfig(learning_rate=3e-3), runtime=TrainRuntime(save_every=config.pace.save_every)
+    )
+    train(model, NextToken(), source, config.steps, settings, ctx)
     write_bytes(ctx.out / "weights.safetensors", save({k: v.contiguous() for k, v in model.state_dict().items()}))
 
 

@@ -16,14 +16,14 @@ from loopline.grading.stage import graders
 from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
-from loopline.posttrain.config import SFTConfig
-from loopline.posttrain.stage import sft
+from loopline.posttrain.sft import sft
+from loopline.posttrain.sft_config import SFTConfig
 from loopline.store.artifact import content_digest
 from loopline.store.context import Context
 from loopline.tasks.generators.config import DocumentBytes, GeneratorConfig, TrainCounts
 from loopline.tasks.generators.generate import generate_documents, write_tasks
 from loopline.training import loop
-from loopline.training.config import OptimizerConfig, TrainRuntime
+from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainRuntime
 from tests.support import make_artifact, make_context
 
 OFTEN = TrainRuntime(save_every=2)
@@ -89,15 +89,16 @@ def build_world(root: Path):
     taught = make_context(root / "taught", stage="sft")
     settings = SFTConfig(
         steps=90,
-        examples_per_step=24,
+        batch_size=24,
         sequence_length=200,
         rows_per_batch=8,
-        shares={"arithmetic": 0.5, "word_problem": 0.1, "ordering": 0.1, "safety": 0.3},
+        tasks={"arithmetic": 0.5, "word_problem": 0.1, "ordering": 0.1, "safety": 0.3},
         limits={"safety": 4},
         styles={"direct": 1.0, "think": 0.0},
-        optimizer=OptimizerConfig(kind="muon", learning_rate=5e-3),
+        optimizer=OptimizerConfig(kind="muon", learning_rate=5e-3, weight_decay=0.01),
+        schedule=ScheduleConfig(warmup=0.02, decay=0.4, final=0.0),
     )
-    sft(settings, world, taught)
+    sft(settings, {"policy": world["base"], "tasks": world["tasks"]}, taught)
     world["policy"] = make_artifact(taught.out, stage="sft")
     return world
 

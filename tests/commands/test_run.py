@@ -21,7 +21,7 @@ from tests.commands.support import stock_checkpoint, write_rows
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not here")
-SFT = ("steps=3", "examples_per_step=4", "overlong=drop", "runtime.save_every=1", "data.limit=30")
+SFT = ("steps=3", "examples_per_step=4", "overlong=drop", "runtime.save_every=1", "read.limit=30")
 VOWEL = """
 def grade(sample, item):
     return float(sum(letter in "aeiou" for letter in sample["output_text"]) > 5)
@@ -73,7 +73,7 @@ def ran(result):
 @needs_gsm8k
 def test_sft_runs_once_says_why_it_runs_again_and_loads(model, tmp_path):
     first, said = tune("sft", model, GSM8K, tmp_path, *SFT, columns="prompt=question,completion=answer")
-    assert ran(first) == {"data": True, "sft": True} and said[0] == "[2] data: never ran before"
+    assert ran(first) == {"sft": True} and said[0] == "[2] data: never ran before"
     assert loads(tmp_path / "model")[1]
     assert [row["step"] for row in read_jsonl(tmp_path / "model/log/metrics.jsonl")] == [0, 1, 2]
     assert (
@@ -84,12 +84,12 @@ def test_sft_runs_once_says_why_it_runs_again_and_loads(model, tmp_path):
     assert "| rows used | 30 |" in (data / "README.md").read_text()
 
     again, said = tune("sft", model, GSM8K, tmp_path, *SFT, columns="prompt=question,completion=answer")
-    assert ran(again) == {"data": False, "sft": False} and again["artifact"] == first["artifact"]
+    assert ran(again) == {"sft": False} and again["artifact"] == first["artifact"]
     assert said == [f"Nothing to do: everything is there already. Model: {tmp_path / 'model'}"]
 
     changed = [word.replace("steps=3", "steps=2") for word in SFT]
     third, said = tune("sft", model, GSM8K, tmp_path, *changed, columns="prompt=question,completion=answer")
-    assert ran(third) == {"data": False, "sft": True} and said[0] == "[5] sft: sft.steps changed from 3 to 2"
+    assert ran(third) == {"sft": True} and said[0] == "[5] sft: sft.steps changed from 3 to 2"
     assert (tmp_path / "model").resolve() == tmp_path / third["artifact"] != tmp_path / first["artifact"]
     # A result is a model for the next command, by its --out.
     fourth, _ = tune("sft", tmp_path, GSM8K, tmp_path / "more", *SFT, columns="prompt=question,completion=answer")
@@ -196,11 +196,11 @@ import sys
 from loopline.cli import main
 import loopline.training.sources as sources
 import time
-walk = sources.FamilySource.next
+walk = sources.SetSource.next
 def slowly(self, step):
     time.sleep(0.15)
     return walk(self, step)
-sources.FamilySource.next = slowly
+sources.SetSource.next = slowly
 sys.argv = ["loopline", *sys.argv[1:]]
 main()
 """
@@ -227,7 +227,7 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(model, questions, t
     killed.communicate()
     assert not (tmp_path / "killed" / "model").exists()
     resumed, said = tune("sft", model, questions, tmp_path / "killed", *settings, columns=columns)
-    assert said[0] == "[5] sft: an earlier attempt did not finish" and ran(resumed) == {"data": False, "sft": True}
+    assert said[0] == "[5] sft: an earlier attempt did not finish" and ran(resumed) == {"sft": True}
     digests = [Store(tmp_path / name).artifacts("sft")[0].digest for name in ("undisturbed", "killed")]
     assert digests[0] == digests[1]
     assert [row["step"] for row in read_jsonl(tmp_path / "killed/model/log/metrics.jsonl")] == list(range(12))
@@ -247,7 +247,7 @@ def test_mistakes_are_told_before_anything_is_computed(model, tmp_path, monkeypa
     refused(r"qwen/none, and there is no such.*download", replace(good, model=Path("qwen/none")))
     refused(r"none.jsonl, and there is no such file", replace(good, data=tmp_path / "none.jsonl"))
     refused(r"unknown key sft\.stpes.*did you mean 'steps'", replace(good, overrides=["stpes=3"]))
-    refused(r"unknown key data\.limt", replace(good, overrides=["data.limt=3"]))
+    refused(r"unknown key sft\.read\.limt", replace(good, overrides=["read.limt=3"]))
     refused(r"takes no grader", replace(good, grader="gsm8k"))
     refused(r"4 of 4 rows are longer than the 16 tokens that sequence_length allows.*sequence_length=\d+",
             replace(good, overrides=["sequence_length=16"]))  # fmt: skip

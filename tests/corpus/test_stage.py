@@ -171,7 +171,7 @@ def test_traffic_becomes_rows_and_malformed_traffic_is_refused(built, tmp_path):
     inputs = {"traffic": make_artifact(folder), "tasks": make_artifact((built / "tasks").resolve())}
     context = make_context(tmp_path / "t")
     traffic_data(TrafficDataConfig(), inputs, context)
-    assert len(read_jsonl(context.out / "sft.jsonl")) == 1
+    assert len(read_jsonl(context.out / "rows.jsonl")) == 1
     assert read_jsonl(context.out / "preferences.jsonl") == []
     assert read_json(context.out / "funnel.json")[0]["documents_in"] == 1
     del good["consent"]

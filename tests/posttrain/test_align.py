@@ -1,7 +1,6 @@
 """Alignment: pairs that a written constitution decides, then DPO against the policy that gave the answers."""
 
 import pytest
-import torch
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json
@@ -10,8 +9,7 @@ from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Completion, Sampling, TorchEngine
-from loopline.model.checkpoint import load_model
-from loopline.posttrain.align import choose_tasks, with_reference
+from loopline.posttrain.align import choose_tasks
 from loopline.posttrain.config import AlignConfig
 from loopline.posttrain.preferences import build_pairs
 from loopline.posttrain.stage import align
@@ -50,15 +48,9 @@ def test_the_policy_is_aligned_twice_and_after_a_crash(world, tmp_path):
 def test_training_raises_the_margin_of_its_pairs(world, tmp_path):
     context = make_context(tmp_path)
     align(SMALL.model_copy(update={"steps": 12}), world, context)
-    tokenizer, pairs = load_tokenizer(context.out), read_jsonl(context.out / "preferences.jsonl")
-    before, after = (
-        torch.tensor([
-            chosen.scalars["reference"] - rejected.scalars["reference"]
-            for chosen, rejected in with_reference(load_model(path), tokenizer, pairs)
-        ])
-        for path in (world["policy"].path, context.out)
-    )  # fmt: skip
-    assert float((after - before).mean()) > 0.1
+    curve = read_jsonl(context.out / "log" / "metrics.jsonl")
+    first, *_, last = (row["chosen_reward"] - row["rejected_reward"] for row in curve)
+    assert first == pytest.approx(0, abs=1e-4) and last > 0.01
 
 
 def test_pairs_are_sampled_once_even_when_training_is_cut(world, tmp_path, monkeypatch):
@@ -163,26 +155,6 @@ def test_tasks_are_drawn_in_equal_parts_without_repetition(world, tmp_path):
     task_sets = [task.task_set for task in chosen]
     assert task_sets == ["safety"] * 5 + ["arithmetic"] * 2 + ["ordering"] * 2 + ["word_problem"] * 2
     assert len({task.id for task in chosen}) == len(chosen)
-
-
-def test_references_are_those_of_the_start_whatever_the_training_state_says(world):
-    model, tokenizer = load_model(world["policy"].path), load_tokenizer(world["policy"].path)
-    row = {
-        "input": {"messages": [{"role": "user", "content": "2-1=?"}]},
-        "preferred_output": [{"role": "assistant", "content": "1"}],
-        "non_preferred_output": [{"role": "assistant", "content": "16"}],
-    }
-    ((chosen, rejected),) = with_reference(model, tokenizer, [row])
-    for side, text in ((chosen, "1"), (rejected, "16")):
-        prompt = tokenizer.render(row["input"]["messages"], add_generation_prompt=True)
-        answer = [*tokenizer.encode(text), 1]
-        with torch.no_grad():
-            scores = model.logits(model(torch.tensor([[*prompt, *answer]])))[0].log_softmax(-1)
-        expected = sum(float(scores[len(prompt) - 1 + i, token]) for i, token in enumerate(answer))
-        assert side.scalars["reference"] == pytest.approx(expected, rel=1e-4)
-        assert list(side.tokens) == [*prompt, *answer]
-    # The policy was taught this answer.
-    assert chosen.scalars["reference"] > rejected.scalars["reference"]
 
 
 def test_too_few_pairs_and_bad_graders_are_refused(world, tmp_path):

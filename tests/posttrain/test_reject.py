@@ -12,7 +12,7 @@ from tests.support import make_artifact, make_context
 from tests.support_stages import OFTEN, changed_weights, check_training_stage
 
 SMALL = RejectConfig(
-    samples=4, temperature=1.2, max_new_tokens=10, minimum=3, steps=6, examples_per_step=8, sequence_length=224,
+    samples=4, temperature=1.2, max_new_tokens=10, minimum=3, steps=6, batch_size=8, sequence_length=224,
     rows_per_batch=4, prompts=40, runtime=OFTEN,
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ from tests.support import make_artifact, make_context
 from tests.support_stages import OFTEN, changed_weights, check_training_stage
 
 SMALL = RFTConfig(
-    from_step=0.4, minimum=3, solved_share=0.9, steps=6, examples_per_step=8, sequence_length=224, rows_per_batch=4,
+    from_step=0.4, minimum=3, solved_share=0.9, steps=6, batch_size=8, sequence_length=224, rows_per_batch=4,
     general={"code": 0.5, "safety": 0.2, "lookup": 0.3}, runtime=OFTEN,
 )  # fmt: skip
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from loopline.posttrain.config import RejectConfig
 from loopline.posttrain.selection import REASONS, balance, histogram, quarter, select
-from loopline.text.overlap import HeldoutText, similarity
+from loopline.text.overlap import HeldoutText
+from loopline.text.words import jaccard
 
 
 def output(text, score=1.0, finish="stop", tokens=None, **more):
@@ -135,7 +136,7 @@ def test_every_answer_is_kept_or_accounted_for_and_keeps_the_rules(groups, per_p
         for row in found.rows:
             for other in found.rows:
                 if row is not other and row["task"] == other["task"] and overlap < 1:
-                    assert similarity(row["messages"][-1]["content"], other["messages"][-1]["content"]) < overlap
+                    assert jaccard(row["messages"][-1]["content"], other["messages"][-1]["content"]) < overlap
 
 
 @settings(deadline=None)

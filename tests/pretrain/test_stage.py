@@ -93,3 +93,18 @@ def test_a_source_that_the_data_lacks_is_refused(world, tmp_path):
     inputs = {**world, "mixture": make_artifact(tmp_path / "mixture")}
     with pytest.raises(UserError, match="does not have: web"):
         continue_pretraining(ContinueConfig(), inputs, make_context(tmp_path / "c"))
+
+
+def test_the_students_base_is_pretrained(world, tmp_path):
+    done = check_training_stage(pretrain, PretrainConfig(shape="student", steps=6, runtime=OFTEN), world, tmp_path, 6)
+    model = load_model(done.out)
+    assert model.config.model_dump().items() >= PLAN["student"].items()
+    windows = torch.from_numpy(ShardSet(world["data"].path).batch(0, 4, 64))
+    total, count, _ = NextToken().loss(model, Batch(windows))
+    # Six steps do away with the ids that no text has.
+    assert total.item() / count < 5.8
+    write_json(tmp_path / "plan/plan.json", {**PLAN, "student": {**PLAN["student"], "vocab_size": 99}})
+    with pytest.raises(UserError, match="written with 400 tokens, but the model knows 99"):
+        pretrain(
+            PretrainConfig(shape="student"), {**world, "plan": make_artifact(tmp_path / "plan")}, make_context(tmp_path)
+        )

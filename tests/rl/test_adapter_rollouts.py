@@ -8,7 +8,7 @@ from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.posttrain.config import GRPOConfig
 from loopline.rl.objective import GRPO
 from loopline.store.context import Context
-from loopline.training.config import OptimizerConfig, TrainConfig, TrainRuntime
+from loopline.training.config import OptimizerConfig, TrainingConfig, TrainRuntime
 from loopline.training.loop import train
 from loopline.training.policy import load_policy, policy_weights, save_policy
 from tests.rl.support import CONFIG, ParityGraders, make_source, policy
@@ -16,7 +16,7 @@ from tests.support_model import tiny_tokenizer
 
 pytest.importorskip("peft")
 RL = CONFIG.model_copy(update={"drop_zero_signal": False})
-SETTINGS = TrainConfig(
+SETTINGS = TrainingConfig(
     optimizer=OptimizerConfig(learning_rate=0.02, weight_decay=0.0), runtime=TrainRuntime(save_every=1)
 )
 

@@ -1,5 +1,7 @@
 """What rows become in every layout, and what is said about those that cannot be used."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ def table(*rows):
 
 
 def read(purpose, *rows, **settings):
-    return normalize(table(*rows), purpose, DataConfig(purpose=purpose, **settings))
+    return normalize(table(*rows), purpose, DataConfig(**settings))
 
 
 def only(purpose, *rows, **settings):
@@ -154,11 +156,11 @@ def test_wrong_columns_are_listed_with_what_is_wanted_and_a_proposal(purpose, co
     with pytest.raises(UserError) as caught:
         read(purpose, dict.fromkeys(columns, "x"))
     said = str(caught.value)
-    assert f"mine.jsonl has the columns {', '.join(columns)}, but this command reads " in said
+    assert f"mine.jsonl has the columns {', '.join(columns)}, but {purpose} are read from " in said
     assert proposal in said
     if "<" not in proposal:
         named = dict(part.split("=") for part in caught.value.fix.rpartition(" ")[2].split(","))
-        config = DataConfig(purpose=purpose, columns=named)
+        config = DataConfig(columns=named)
         values = dict.fromkeys(columns, "yes") | ({"rating": 1} if "rating" in columns else {})
         values |= {"dialogue": [user("a"), says("b")]} if "dialogue" in columns else {}
         values |= {"response_k": "no"} if "response_k" in columns else {}
@@ -170,13 +172,13 @@ def test_columns_that_do_not_exist_are_named():
     row = {"question": "a?", "answer": "b"}
     with pytest.raises(UserError, match=r"--columns prompt=qestion: .* no column 'qestion'.*did you mean 'question'\?"):
         read("conversations", row, columns={"prompt": "qestion"})
-    with pytest.raises(UserError, match=r"no column 'promt' to fill.*Fix: use completion, conversations, id, messages"):
+    with pytest.raises(UserError, match=r"no column 'promt' to fill.*Fix: use completion, conversations, given, id, "):
         read("conversations", row, columns={"promt": "question"})
 
 
 def test_empty_completions_are_refused_with_their_rows_or_dropped():
     rows = [{"prompt": "a?", "completion": said} for said in ("b", "", "c", " \n")]
-    with pytest.raises(UserError, match=r"2 of 4 rows have an empty completion \(row 2, 4\).*data\.empty=drop"):
+    with pytest.raises(UserError, match=r"2 of 4 rows have an empty completion \(row 2, 4\).*read\.empty=drop"):
         read("conversations", *rows)
     found = read("conversations", *rows, empty="drop")
     assert [row["id"] for row in found.rows] == ["row-1", "row-3"] and found.counts == {"empty completion": 2}
@@ -215,3 +217,82 @@ def test_rows_that_are_no_conversation_are_named(row, message):
 def test_a_template_must_show_the_prompt():
     with pytest.raises(ValueError, match="template must hold"):
         DataConfig(template="no place")
+
+
+def test_messages_written_as_json_text_are_read_and_other_text_is_refused():
+    text = '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]'
+    assert only("conversations", {"messages": text})["messages"] == [user("hi"), says("hello")]
+    with pytest.raises(UserError, match="row 1: 'messages' is text, no list of messages"):
+        read("conversations", {"messages": "hi, hello"})
+    # A completion that happens to be JSON stays the text it is.
+    for completion in ('{"a": 1}', "[1, 2]", '[{"a": 1}]'):
+        row = only("conversations", {"prompt": "Return an object", "completion": completion})
+        assert row["messages"][-1] == says(completion)
+
+
+def test_what_stands_beside_the_prompt_reaches_it():
+    alpaca = {"instruction": "Translate to French.", "input": "The cat sleeps.", "output": "Le chat dort."}
+    with pytest.raises(UserError, match="name them with --columns prompt=instruction,completion=output,input=input"):
+        read("conversations", alpaca)
+    columns = {"prompt": "instruction", "completion": "output"}
+    row = only("conversations", alpaca, columns=columns, template="Q: {prompt}")
+    assert row["messages"] == [user("Q: Translate to French.\n\nThe cat sleeps."), says("Le chat dort.")]
+    assert only("conversations", {**alpaca, "input": ""}, columns=columns)["messages"][0] == user(alpaca["instruction"])
+    row = only("conversations", {"prompt": "a", "completion": "b", "system": "Be kind."}, system="Be short.")
+    assert row["messages"][0] == {"role": "system", "content": "Be kind."} and row["given"] == 2
+
+
+def test_a_column_of_the_conversation_that_nothing_reads_is_refused_unless_it_is_left_out_by_name():
+    rows = [{"prompt": "a", "completion": "b", "context": "c", "score": 3}]
+    with pytest.raises(
+        UserError, match=r"column 'context' looks like .*--columns input=context.*read\.ignore=\[context\]"
+    ):
+        read("conversations", *rows)
+    found = read("conversations", *rows, ignore=("context",))
+    assert found.rows[0]["messages"] == [user("a"), says("b")] and set(found.unused) == {"context", "score"}
+    mapped = read("conversations", *rows, columns={"input": "context"})
+    assert mapped.rows[0]["messages"][0] == user("a\n\nc") and mapped.unused == ("score",)
+    # An empty one carries nothing.
+    assert read("conversations", {"prompt": "a", "completion": "b", "history": []}).rows
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tools_are_kept_in_one_form(as_text):
+    function = {"name": "get_weather", "parameters": {"type": "object"}}
+    for tools in ([function], [{"type": "function", "function": function}]):
+        row = {"messages": [user("Oslo?"), says("4 C")], "tools": json.dumps(tools) if as_text else tools}
+        assert only("conversations", row)["tools"] == [{"type": "function", "function": function}]
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "tools": [function]}
+    assert all("tools" in row for row in [only("pairs", pair), *read("labels", pair).rows])
+    with pytest.raises(UserError, match="row 1: the tools are no list of schemas"):
+        read("conversations", {"messages": [user("a"), says("b")], "tools": ["get_weather"]})
+
+
+def test_weights_of_messages_are_kept_and_checked():
+    draft = {**says("wrong"), "weight": 0}
+    assert only("conversations", {"messages": [user("a"), draft, user("b"), says("c")]})["messages"][1] == draft
+    with pytest.raises(UserError, match=r"a turn of the assistant has the weight 0\.5"):
+        read("conversations", {"messages": [user("a"), {**says("b"), "weight": 0.5}]})
+    with pytest.raises(UserError, match=r"no row is left \(1 nothing to learn\)"):
+        read("conversations", {"messages": [user("a"), draft]})
+
+
+def test_a_prompt_that_the_sides_repeat_is_there_once():
+    def pair(prompt, head):
+        return {"prompt": prompt, "chosen": [user(head), says("good")], "rejected": [user(head), says("bad")]}
+
+    for prompt, head in (("p1", "p1"), ("p1 ", "p1"), ("p1", "\np1")):
+        row = only("pairs", pair(prompt, head))
+        assert (row["prompt"], row["chosen"], row["rejected"]) == ([user(prompt)], [says("good")], [says("bad")])
+    with pytest.raises(UserError, match="a side begins with a turn of the user that is not the prompt"):
+        read("pairs", pair("p1", "p2"))
+
+
+def test_a_row_that_was_written_is_read_again_as_it_is():
+    row = {"id": "x", "messages": [user("a"), says("b"), user("c"), says("d")], "given": 3}
+    assert only("conversations", row) == row
+    pair = {
+        "id": "y", "input": {"messages": [user("a")]}, "preferred_output": [says("b")],
+        "non_preferred_output": [says("c")], "principle": "kind",
+    }  # fmt: skip
+    assert only("pairs", pair) == {"id": "y", "prompt": [user("a")], "chosen": [says("b")], "rejected": [says("c")]}

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopline.text.overlap import RUN, HeldoutText, similarity, words_of
+from loopline.text.overlap import RUN, TEMPLATE, HeldoutText
 
 NAMES = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op", "qr", "st", "uv", "wx", "yz", "1", "2", "3", "44"]
 words = st.lists(st.sampled_from(NAMES), max_size=30)
@@ -30,9 +30,19 @@ def test_short_items_count_only_as_a_whole():
     assert held.holds("what is 2 + 2") and not held.holds("What is 2+2+3?") and not held.holds("So what is 2+2?")
 
 
-@given(first=st.text(max_size=40), second=st.text(max_size=40))
-def test_similarity_is_symmetric_one_for_equals_and_a_share(first, second):
-    assert similarity(first, first) == 1
-    assert 0 <= similarity(first, second) == similarity(second, first) <= 1
-    if not set(words_of(first)) & set(words_of(second)) and words_of(first):
-        assert similarity(first, second) == 0
+def test_operators_make_another_item():
+    held = HeldoutText(["12+5-3=?"])
+    assert held.holds("12 + 5 - 3 =") and not held.holds("12-5+3=?")
+
+
+def test_the_template_of_several_items_gives_none_of_them_away():
+    def ask(word):
+        return f"Write f(x). Take the text x, add a letter at its end, then replace {word} by nothing at all."
+
+    items = [ask(word) for word in ("alpha", "beta", "gamma")]
+    held = HeldoutText(items)
+    assert len(items) == TEMPLATE
+    assert not held.holds(ask("delta"))
+    assert all(held.holds(f"Please: {item}".upper()) for item in items)
+    # The same item twice is one item.
+    assert HeldoutText(items[:1] * TEMPLATE).holds(ask("delta"))

@@ -8,7 +8,7 @@ import torch
 from loopline.base.files import read_json, read_jsonl
 from loopline.training import loop
 from loopline.training.batch import Example
-from loopline.training.config import DevelopmentConfig, TrainConfig, TrainRuntime
+from loopline.training.config import DevelopmentConfig, TrainingConfig, TrainRuntime
 from loopline.training.evaluations import Evaluations
 from loopline.training.objectives import NextToken
 from loopline.training.sources import ExampleSource
@@ -38,7 +38,7 @@ def run(path, config, scores=PEAK, steps=12, save_every=5):
     evaluations = Evaluations(config, measure, context.state / "best")
     examples = [Example([10 + n, 20, 30 + n, 40], [1.0] * 4) for n in range(8)]
     source = ExampleSource(examples, 4, 64, 2, 7)
-    settings = TrainConfig(runtime=TrainRuntime(save_every=save_every))
+    settings = TrainingConfig(runtime=TrainRuntime(save_every=save_every))
     loop.train(model, NextToken(), source, steps, settings, context, evaluations=evaluations)
     return flat(model), seen, context
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl
-from loopline.training.config import GuardConfig, TrainConfig, TrainRuntime
+from loopline.training.config import GuardConfig, OptimizerConfig, TrainingConfig, TrainRuntime
 from loopline.training.guards import Decision, NonFiniteGuard, SpikeGuard, worst
 from loopline.training.loop import train
 from loopline.training.objectives import NextToken
@@ -91,7 +91,7 @@ class Remapped(ExampleSource):
         return super().next(self.order[step])
 
 
-CONFIG = TrainConfig(runtime=TrainRuntime(save_every=3))
+CONFIG = TrainingConfig(optimizer=OptimizerConfig(learning_rate=3e-3), runtime=TrainRuntime(save_every=3))
 
 
 def run(folder, kind, steps=18, cuts=(), config=CONFIG, **settings):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from loopline.base.errors import UserError
 from loopline.rl.objective import GRPO
 from loopline.training.batch import Example, build_batch, pack
-from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig, TrainRuntime
+from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig, TrainRuntime
 from loopline.training.loop import accumulate, train
 from loopline.training.objectives import DPO, NextToken
 from loopline.training.optimizer import schedule_factor
@@ -104,7 +104,9 @@ class Killed(Exception):
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_run_cut_anywhere_ends_in_the_same_bytes(tmp_path, kind):
     examples = random_examples(20, count=30)
-    config = TrainConfig(optimizer=OptimizerConfig(kind=kind), runtime=TrainRuntime(save_every=3))
+    config = TrainingConfig(
+        optimizer=OptimizerConfig(kind=kind, learning_rate=3e-3), runtime=TrainRuntime(save_every=3)
+    )
 
     def run(folder, cuts):
         ctx = make_context(folder)
@@ -137,7 +139,12 @@ def test_a_gradient_that_stays_infinite_stops_the_run_with_the_fix(tmp_path):
         model.embedding.weight.fill_(float("inf"))
     with pytest.raises(UserError, match="learning_rate"):
         train(
-            model, NextToken(), ExampleSource(random_examples(1), 4, 40, 2, 0), 9, TrainConfig(), make_context(tmp_path)
+            model,
+            NextToken(),
+            ExampleSource(random_examples(1), 4, 40, 2, 0),
+            9,
+            TrainingConfig(),
+            make_context(tmp_path),
         )
 
 

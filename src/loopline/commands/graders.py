@@ -26,7 +26,7 @@ from loopline.store.context import Context
 from loopline.tasks.config import READY
 from loopline.tasks.stage import read_grader
 from loopline.tasks.task import Task, load_tasks
-from loopline.training.finetune import position_limit
+from loopline.training.lengths import position_limit
 
 WITHOUT_REFERENCE = ("empty", "format_only", "copied_prompt")
 """Probes of the audit that need no reference answer."""

@@ -17,11 +17,13 @@ from typing import Any
 from loopline.base.config import Config
 from loopline.base.errors import UserError
 from loopline.base.stage import StageKind
-from loopline.commands.config import FineTuneConfig, PreferenceConfig, ProbeConfig, ReinforceConfig, RewardModelConfig
+from loopline.commands.config import ProbeConfig, ReinforceConfig
 from loopline.inputs import find_input
 from loopline.line import Node
 from loopline.pipeline import run_line
 from loopline.posttrain.config import RejectConfig
+from loopline.posttrain.preference_config import PreferenceConfig, RewardModelConfig
+from loopline.posttrain.sft_config import SFTConfig
 from loopline.recipe import ComputeConfig, Recipe
 from loopline.settings import parse_settings, set_value, split_override
 from loopline.store.artifact import Artifact
@@ -29,13 +31,15 @@ from loopline.store.store import Store
 from loopline.tasks.config import DataConfig
 
 COMMANDS: dict[str, type[Config]] = {
-    "sft": FineTuneConfig,
+    "sft": SFTConfig,
     "reward": RewardModelConfig,
     "dpo": PreferenceConfig,
     "grpo": ReinforceConfig,
     "reject": RejectConfig,
 }
 """Command to the config of its main stage."""
+STAGES = {"sft": "sft:sft", "reward": "reward:reward", "dpo": "preference:preference"}
+"""Functions of the commands that are one stage."""
 GRADED = ("grpo", "reject")
 """Commands that take a grader."""
 RESULT = "model"
@@ -100,30 +104,21 @@ def parse_columns(text: str) -> dict[str, str]:
     return columns
 
 
-def purpose_of(command: str, settings: Config) -> str:
-    """What the rows of the data are for."""
-    loss = getattr(settings, "loss", "")
-    if command in GRADED:
-        return "prompts"
-    if loss == "process":
-        return "steps"
-    if loss in ("kto", "pointwise"):
-        return "labels"
-    return "conversations" if command == "sft" else "pairs"
-
-
 def settings_of(request: Request) -> dict[str, Config]:
     """The configs of every section. Raises `UserError` for a setting that does not exist or a value out of bounds."""
     raw: dict[str, Any] = {}
     for text in request.overrides:
         set_value(raw, *split_override(text), text)
-    data, probe = raw.pop("data", None) or {}, raw.pop("grader", None) or {}
-    if not isinstance(data, dict) or not isinstance(probe, dict):
-        raise UserError("--set data=... and --set grader=... name no setting", "write --set data.limit=100")
+    read, probe = raw.pop("read", None) or {}, raw.pop("grader", None) or {}
+    if not isinstance(read, dict) or not isinstance(probe, dict):
+        raise UserError("--set read=... and --set grader=... name no setting", "write --set read.limit=100")
+    read |= {"columns": {**read.pop("columns", {}), **parse_columns(request.columns)}}
+    if request.command not in GRADED:
+        raw["read"] = read
     main: Any = parse_settings(COMMANDS[request.command], raw, request.command, "--set")
-    columns = {**data.pop("columns", {}), **parse_columns(request.columns)}
-    data |= {"columns": columns, "purpose": purpose_of(request.command, main)}
-    sections = {request.command: main, "data": parse_settings(DataConfig, data, "data", "--set")}
+    sections = {request.command: main}
+    if request.command in GRADED:
+        sections["data"] = parse_settings(DataConfig, read, "read", "--set")
     if request.command in GRADED:
         from loopline.commands.graders import load_grader
 
@@ -148,12 +143,12 @@ def plan_command(request: Request) -> Job:
     job.given["model"] = find_input(str(request.model), Path(), "--model", "model")
     job.given["file"] = find_input(str(request.data), Path(), "--data", "data")
     here = "loopline.commands"
-    job.add("data", 2, f"{here}.data:data", {"file": "file"}, gives="rows")
-    sources = {"model": "model", "data": "data"}
-    if request.command in ("sft", "reward", "dpo"):
-        function = {"sft": "tune:sft", "reward": "preference:reward", "dpo": "preference:dpo"}[request.command]
-        job.add(request.command, 5, f"{here}.{function}", sources)
+    if request.command in STAGES:
+        function = f"loopline.posttrain.{STAGES[request.command]}"
+        job.add(request.command, 5, function, {"policy": "model", "data": "file"})
         return job
+    sources = {"model": "model", "data": "data"}
+    job.add("data", 2, f"{here}.data:data", {"file": "file"}, gives="rows")
     job.add("grader", 6, f"{here}.graders:graders", sources, gives="graders")
     inputs = {"policy": "model", "tasks": "grader", "graders": "grader"}
     if request.command == "grpo":

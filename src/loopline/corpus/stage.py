@@ -2,7 +2,7 @@
 
 Use: named in a recipe and run by the line, or called with a config, input artifacts and a context. Formats:
 raw writes documents.parquet and sources.json; data writes tokenizer/, shards/, manifest.json and funnel.json;
-traffic_data writes sft.jsonl, preferences.jsonl and funnel.json. Not covered: choosing mixture weights (see `plan`).
+traffic_data writes rows.jsonl, preferences.jsonl and funnel.json. Not covered: choosing mixture weights (see `plan`).
 """
 
 from __future__ import annotations
@@ -140,12 +140,12 @@ def _write(
 
 
 def traffic_data(config: TrafficDataConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
-    """Turn consented traffic into sft.jsonl and preferences.jsonl, with the funnel beside."""
+    """Turn consented traffic into rows.jsonl and preferences.jsonl, with the funnel beside."""
     requests = read_jsonl(inputs["traffic"] / "requests.jsonl")
     _check_requests(requests, inputs["traffic"] / "requests.jsonl")
     held_out = HeldoutIndex.from_tasks(inputs["tasks"].path, config.decontamination)
     sft, preferences, funnel = collect(requests, held_out, config)
-    write_jsonl(ctx.out / "sft.jsonl", sft)
+    write_jsonl(ctx.out / "rows.jsonl", sft)
     write_jsonl(ctx.out / "preferences.jsonl", preferences)
     write_json(ctx.out / "funnel.json", funnel)
     ctx.metrics.summary(requests=len(requests), sft=len(sft), preferences=len(preferences))

@@ -26,7 +26,7 @@ _TEXT_KEYS = ("content", "response", "value", "output_text")
 def collect(
     requests: Sequence[Mapping[str, Any]], held_out: HeldoutIndex, config: TrafficDataConfig
 ) -> tuple[list[Row], list[Row], list[Row]]:
-    """Rows for sft.jsonl, preferences.jsonl and funnel.json from the rows of requests.jsonl."""
+    """Rows for rows.jsonl, preferences.jsonl and funnel.json from the rows of requests.jsonl."""
     # The funnel runs over documents; a request is one document, its JSON the text.
     funnel = Funnel(
         [make_document("traffic", str(row["id"]), to_json(row)) for row in requests], config.samples, censor=clean
@@ -48,7 +48,14 @@ def collect(
             del change.counts[f"label: {label}"]
             continue
         answer = _answer(row) if correction is None else _message(correction)
-        sft.append({"id": row["id"], "messages": [*row["messages"], answer], "source": "traffic"})
+        sft.append(
+            {
+                "id": row["id"],
+                "messages": [*row["messages"], answer],
+                "given": len(row["messages"]),
+                "source": "traffic",
+            }
+        )
         if correction is not None:
             preferences.append(preference(row, correction))
     funnel.apply("label", change)

@@ -12,29 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from loopline.attempts.ask import ask
 from loopline.base.errors import UserError
-from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
-from loopline.chat.load import load_tokenizer
-from loopline.distill.config import QuantizeConfig, StudentBaseConfig, StudentConfig, TracesConfig
+from loopline.base.files import write_json, write_jsonl
+from loopline.distill.config import QuantizeConfig, TracesConfig
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.model.checkpoint import load_model, save_checkpoint
-from loopline.model.config import ModelConfig
-from loopline.model.decoder import Decoder
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 from loopline.tasks.task import load_tasks
-from loopline.training.batch import Example
-from loopline.training.config import TrainConfig
-from loopline.training.conversations import message_example, task_examples
-from loopline.training.finetune import fine_tune
-from loopline.training.loop import train
-from loopline.training.objectives import NextToken
-from loopline.training.shards import ShardSet
-from loopline.training.sources import ShardSource, set_indices
+from loopline.training.sources import set_indices
 
 
 def traces(config: TracesConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
@@ -73,50 +61,11 @@ def traces(config: TracesConfig, inputs: Mapping[str, Artifact], ctx: Context) -
         }
         for name, best in shortest.items()
     ]
-    write_jsonl(ctx.out / "traces.jsonl", rows)
+    write_jsonl(ctx.out / "rows.jsonl", rows)
     write_json(
         ctx.out / "traces.json", {"prompts": len(chosen), "verified": sum(map(len, verified)), "kept": len(rows)}
     )
     ctx.metrics.summary(prompts=len(chosen), kept=len(rows))
-
-
-def student_base(config: StudentBaseConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
-    """Pretrain the small decoder of the plan for a short while."""
-    plan = read_json(inputs["plan"] / "plan.json")
-    shape = ModelConfig.model_validate(plan["student"])
-    shards = ShardSet(inputs["data"].path)
-    shards.check_vocabulary(shape.vocab_size)
-    model = Decoder(shape).initialize(torch.Generator().manual_seed(ctx.seed_for("weights"))).to(ctx.device)
-    source = ShardSource(shards, plan["batch_tokens"], plan["sequence_length"], ctx.seed_for("windows"), None)
-    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
-    last = train(model, NextToken(), source, config.steps, settings, ctx, "pretraining the student")
-    save_checkpoint(model, inputs["data"] / "tokenizer", ctx.out)
-    ctx.metrics.summary(parameters=shape.parameters(), loss=last["loss"])
-
-
-def student(config: StudentConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
-    """Fine-tune the student's base; with an input "traces", its reasoning rows are the teacher's."""
-    base = inputs["base"].path
-    tokenizer = load_tokenizer(base)
-    general = {name: share for name, share in config.general.items() if share > 0 and config.reasoning_share < 1}
-    reasoning = {name: share for name, share in config.reasoning.items() if share > 0}
-    total = sum(general.values())
-    shares = {f"general/{name}": (1 - config.reasoning_share) * share / total for name, share in general.items()}
-    wanted = {**general, **({} if "traces" in inputs else reasoning)}
-    tasks = load_tasks(inputs["tasks"] / "train.jsonl", sets=sorted(wanted))
-    written = task_examples(tokenizer, tasks, config.styles, ctx.rng("styles"))
-    examples: dict[str, list[Example]] = {f"general/{name}": written[name] for name in general}
-    if "traces" in inputs:
-        rows = read_jsonl(inputs["traces"] / "traces.jsonl")
-        examples["traces"] = [message_example(tokenizer, row["messages"], row["task"]) for row in rows]
-        shares["traces"] = config.reasoning_share
-    else:
-        total = sum(reasoning.values())
-        for name, share in reasoning.items():
-            examples[name] = written[name]
-            shares[name] = config.reasoning_share * share / total
-    last, model = fine_tune(base, examples, shares, config, ctx, "training the student")
-    ctx.metrics.summary(loss=last["loss"], parameters=sum(item.numel() for item in model.parameters()))
 
 
 def quantize(config: QuantizeConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:

@@ -74,7 +74,7 @@ class PlanConfig(Config):
     """The law is fitted on models above ten million parameters; below, its value is cut to this."""
     min_steps: int = Field(default=400, ge=1)
     """The batch is halved until at least this many steps are left, when the batch law sets it."""
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: ScheduleConfig = ScheduleConfig(warmup=0.02, decay=0.4, final=0.0)
     """Warmup, plateau and decay as shares of the steps."""
     max_epochs: float = Field(default=4.0, gt=0)
     """How often the data may be repeated; up to four times is nearly as good as fresh data

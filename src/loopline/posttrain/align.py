@@ -9,27 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
 from loopline.chat.load import load_tokenizer
-from loopline.chat.tokenizer import Tokenizer
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.model.checkpoint import load_model, save_checkpoint
-from loopline.model.language_model import LanguageModel
 from loopline.posttrain.config import REASONING, AlignConfig
 from loopline.posttrain.grpo import refuse_bad_graders
+from loopline.posttrain.pairs import pair_items
+from loopline.posttrain.preference import with_reference
 from loopline.posttrain.preferences import build_pairs
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
+from loopline.tasks.rows import Pair
 from loopline.tasks.task import Task, load_tasks
-from loopline.training.batch import Example, build_batch
-from loopline.training.config import TrainConfig
-from loopline.training.conversations import message_example
+from loopline.training.config import TrainingConfig
 from loopline.training.loop import train
-from loopline.training.objectives import DPO, score_tokens, sum_by_sequence
+from loopline.training.objectives import DPO
 from loopline.training.sources import PairSource
 
 
@@ -44,28 +41,14 @@ def choose_tasks(tasks: Sequence[Task], config: AlignConfig, rng: Any) -> list[T
     return chosen
 
 
-@torch.no_grad()
-def with_reference(
-    model: LanguageModel, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]]
-) -> list[tuple[Example, Example]]:
-    """Pairs of examples, each carrying the reference policy's summed log-prob of its answer."""
-    pairs = []
-    device = next(model.parameters()).device
-    for number, row in enumerate(rows):
-        prompt = row["input"]["messages"]
-        sides = [
-            message_example(tokenizer, [*prompt, *row[side]], f"preference row {number}")
-            for side in ("preferred_output", "non_preferred_output")
-        ]
-        batch = build_batch([sides]).to(device)
-        scores = score_tokens(model, batch)
-        sums = sum_by_sequence(scores.logprobs_M * scores.weights_M, scores, batch).tolist()
-        chosen, rejected = (
-            Example(side.tokens, side.weights, scalars={"reference": total})
-            for side, total in zip(sides, sums, strict=True)
-        )
-        pairs.append((chosen, rejected))
-    return pairs
+def pair_of(row: Mapping[str, Any]) -> Pair:
+    """A row of preferences.jsonl as training reads it."""
+    return {
+        "id": row["task"],
+        "prompt": row["input"]["messages"],
+        "chosen": row["preferred_output"],
+        "rejected": row["non_preferred_output"],
+    }
 
 
 def align(config: AlignConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
@@ -91,8 +74,10 @@ def align(config: AlignConfig, inputs: Mapping[str, Artifact], ctx: Context) -> 
             f"Only {len(rows)} preference pairs came out of {len(chosen)} prompts ({counts})",
             "raise align.prompts or align.samples; when all answers already follow, leave alignment out",
         )
-    source = PairSource(with_reference(model, tokenizer, rows), config.pairs_per_step, ctx.seed_for("order"))
-    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
+    groups = [item.examples for item in pair_items([pair_of(row) for row in rows], tokenizer)]
+    pairs = [(chosen, rejected) for chosen, rejected in with_reference(model, groups, ctx)]
+    source = PairSource(pairs, config.pairs_per_step, ctx.seed_for("order"))
+    settings = TrainingConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime)
     last = train(model, DPO(config.beta, config.sft_weight), source, config.steps, settings, ctx, "alignment")
     save_checkpoint(model, start, ctx.out)
     write_jsonl(ctx.out / "preferences.jsonl", rows)

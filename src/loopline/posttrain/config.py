@@ -14,49 +14,9 @@ from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.guards import RolloutGuardConfig
 from loopline.rl.ppo_config import PPOConfig
 from loopline.rl.rollout_config import RolloutConfig
-from loopline.training.config import Divide, OptimizerConfig, ScheduleConfig, TrainRuntime
+from loopline.training.config import Divide, OptimizerConfig, ScheduleConfig, TrainingConfig, TrainRuntime
 
 REASONING = {"arithmetic": 0.5, "word_problem": 0.3, "ordering": 0.2}
-
-
-@stage(
-    "sft",
-    run="loopline.posttrain.stage:sft",
-    takes={"base": Takes("checkpoint"), "tasks": Takes("tasks")},
-    gives="checkpoint",
-    area=5,
-)
-class SFTConfig(Config):
-    """Cold start: supervised fine-tuning on short verified answers, with and without thinking."""
-
-    steps: int = Field(default=300, ge=1)
-    """Optimizer steps."""
-    examples_per_step: int = Field(default=128, ge=1)
-    """Conversations per step."""
-    sequence_length: int = Field(default=160, ge=16)
-    """Tokens of a packed row; longer conversations are refused."""
-    rows_per_batch: int = Field(default=64, ge=1)
-    """Packed rows per forward pass."""
-    shares: dict[str, float] = {
-        "arithmetic": 0.3,
-        "word_problem": 0.2,
-        "ordering": 0.15,
-        "code": 0.07,
-        "format": 0.07,
-        "safety": 0.03,
-        "lookup": 0.18,
-    }
-    """Share of each task set."""
-    limits: dict[str, int] = {"safety": 120}
-    """Most distinct tasks of a task set; the cold start is small on purpose where a later stage is to teach."""
-    styles: dict[str, float] = {"think": 0.5, "direct": 0.5, "tool": 0.5, "context": 0.5}
-    """How often a task with several written answers is shown with each style."""
-    optimizer: OptimizerConfig = OptimizerConfig(kind="muon")
-    """The optimizer."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    """How the learning rate moves."""
-    runtime: TrainRuntime = TrainRuntime()
-    """Checkpointing."""
 
 
 @stage(
@@ -113,7 +73,7 @@ class GRPOConfig(PolicyGradientConfig):
     gives="checkpoint",
     area=5,
 )
-class RFTConfig(Config):
+class RFTConfig(TrainingConfig):
     """Rejection-sampling fine-tuning: supervised training on the RL rollouts that passed."""
 
     from_step: float = Field(default=0.5, ge=0, lt=1)
@@ -130,23 +90,9 @@ class RFTConfig(Config):
     """Share of each task set among the general rows."""
     limits: dict[str, int] = {"safety": 120}
     """Most distinct tasks of a task set; the same as the cold start's, so that alignment remains the teacher."""
-    steps: int = Field(default=100, ge=1)
-    """Optimizer steps."""
-    examples_per_step: int = Field(default=128, ge=1)
-    """Conversations per step."""
-    sequence_length: int = Field(default=160, ge=16)
-    """Tokens of a packed row."""
-    rows_per_batch: int = Field(default=64, ge=1)
-    """Packed rows per forward pass."""
-    optimizer: OptimizerConfig = OptimizerConfig(kind="muon", learning_rate=6e-4, matrix_learning_rate=0.004)
-    """The optimizer."""
-    schedule: ScheduleConfig = ScheduleConfig(warmup=0.1, decay=0.6)
-    """How the learning rate moves."""
-    runtime: TrainRuntime = TrainRuntime()
-    """Checkpointing."""
 
 
-class RejectConfig(Config):
+class RejectConfig(TrainingConfig):
     """Rejection sampling: answers of the policy to training prompts, filtered by a grader, become supervised data."""
 
     prompts: int | None = Field(default=None, ge=1)
@@ -184,20 +130,6 @@ class RejectConfig(Config):
     STaR, arXiv:2203.14465)."""
     epochs: float = Field(default=2.0, gt=0)
     """Times that every kept row is seen."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps; set, it replaces `epochs`."""
-    examples_per_step: int = Field(default=32, ge=1)
-    """Rows per optimizer step."""
-    sequence_length: int = Field(default=2048, ge=16)
-    """Tokens of a packed row; longer conversations are not kept."""
-    rows_per_batch: int = Field(default=8, ge=1)
-    """Packed rows per forward pass."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, weight_decay=0.0)
-    """The optimizer."""
-    schedule: ScheduleConfig = ScheduleConfig(warmup=0.03, decay=0.9, final=0.1)
-    """How the learning rate moves."""
-    runtime: TrainRuntime = TrainRuntime()
-    """Checkpointing."""
 
     @model_validator(mode="after")
     def _some_pass_rate(self) -> RejectConfig:
@@ -239,37 +171,4 @@ class AlignConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig(warmup=0.1, decay=0.5)
     """How the learning rate moves."""
     runtime: TrainRuntime = TrainRuntime(save_every=20)
-    """Checkpointing."""
-
-
-@stage(
-    "retrain",
-    run="loopline.posttrain.stage:retrain",
-    takes={"policy": Takes("release"), "traffic": Takes("rows"), "tasks": Takes("tasks")},
-    gives="checkpoint",
-    area=5,
-)
-class RetrainConfig(Config):
-    """A candidate trained on what traffic brought."""
-
-    steps: int = Field(default=60, ge=1)
-    """Optimizer steps."""
-    examples_per_step: int = Field(default=64, ge=1)
-    """Conversations per step."""
-    traffic_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of rows from traffic; the rest replays the tasks' training rows."""
-    replay: dict[str, float] = {**REASONING, "safety": 0.2, "lookup": 0.3, "code": 0.15, "format": 0.15}
-    """Share of each task set among the replayed rows."""
-    styles: dict[str, float] = {"think": 0.95, "direct": 0.05, "tool": 0.5, "context": 0.5}
-    """How often a replayed task with several written answers is shown with each style: mostly with thinking, which
-    reinforcement learning found to pay and a replay of direct answers would undo."""
-    sequence_length: int = Field(default=256, ge=16)
-    """Tokens of a packed row."""
-    rows_per_batch: int = Field(default=64, ge=1)
-    """Packed rows per forward pass."""
-    optimizer: OptimizerConfig = OptimizerConfig(kind="muon", learning_rate=3e-4, matrix_learning_rate=0.002)
-    """The optimizer."""
-    schedule: ScheduleConfig = ScheduleConfig(warmup=0.1, decay=0.6)
-    """How the learning rate moves."""
-    runtime: TrainRuntime = TrainRuntime()
     """Checkpointing."""

@@ -32,7 +32,7 @@ from loopline.rl.sampler import Sampler
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 from loopline.tasks.task import Task, load_tasks
-from loopline.training.config import OptimizerConfig, TrainConfig
+from loopline.training.config import OptimizerConfig, TrainingConfig
 from loopline.training.conversations import sets_of
 from loopline.training.guards import Guard
 from loopline.training.loop import train
@@ -69,7 +69,7 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
     task_sets = sets_of(tasks, config.shares)
     definitions = inputs["graders"] / "graders.json"
     record = ctx.state / "rollouts"
-    settings = TrainConfig(
+    settings = TrainingConfig(
         optimizer=OptimizerConfig(learning_rate=config.learning_rate, weight_decay=0.0),
         schedule=config.schedule,
         runtime=config.runtime,

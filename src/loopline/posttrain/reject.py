@@ -10,7 +10,6 @@ rollouts of reinforcement learning instead of sampling anew (see `rft`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,8 @@ from loopline.store.context import Context
 from loopline.tasks.task import Task, load_tasks
 from loopline.text.overlap import HeldoutText
 from loopline.training.conversations import conversation_example
-from loopline.training.finetune import fine_tune, position_limit
+from loopline.training.finetune import fine_tune
+from loopline.training.lengths import Item, position_limit
 
 
 def reject(config: RejectConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
@@ -66,17 +66,13 @@ def reject(config: RejectConfig, inputs: Mapping[str, Artifact], ctx: Context) -
     write_json(ctx.out / "accepted.json", facts)
     write_text(ctx.out / "README.md", card(facts))
     tokenizer = load_tokenizer(start)
-    examples = [
-        conversation_example(tokenizer, row["messages"], row["given"], "assistant", row["task"]) for row in found.rows
+    items = [
+        Item(row["task"], (conversation_example(tokenizer, row["messages"], row["task"], row["given"]),))
+        for row in found.rows
     ]
-    # The start's tokenizer may be another than the policy's.
-    length = max(config.sequence_length, *(len(example.tokens) for example in examples))
-    steps = config.steps or max(1, math.ceil(config.epochs * len(examples) / config.examples_per_step))
-    last, _ = fine_tune(
-        start, {"accepted": examples}, {"accepted": 1.0}, config, ctx, "training on accepted answers", steps, length
-    )
+    done = fine_tune(start, {"accepted": items}, {"accepted": 1.0}, config, ctx, "training on accepted answers")
     ctx.metrics.summary(
-        loss=last["loss"], accepted=len(found.rows), mean_pass_rate=facts["mean_pass_rate"], steps=steps
+        loss=done.loss, accepted=len(found.rows), mean_pass_rate=facts["mean_pass_rate"], steps=done.steps
     )
 
 

@@ -19,8 +19,9 @@ from loopline.posttrain.config import RFTConfig
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 from loopline.tasks.task import load_tasks
-from loopline.training.conversations import message_example, task_examples
+from loopline.training.conversations import conversation_example, task_examples
 from loopline.training.finetune import fine_tune
+from loopline.training.lengths import Item
 
 
 def accept(
@@ -87,9 +88,11 @@ def rft(config: RFTConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
     general = [name for name, share in config.general.items() if share > 0]
     tasks = load_tasks(inputs["tasks"] / "train.jsonl", sets=general)
     examples = task_examples(tokenizer, tasks, {}, ctx.rng("styles"), config.limits)
-    examples["rollouts"] = [message_example(tokenizer, row["messages"], row["task"]) for row in kept]
+    examples["rollouts"] = [
+        Item(row["task"], (conversation_example(tokenizer, row["messages"], row["task"]),)) for row in kept
+    ]
     total = sum(config.general[name] for name in general) or 1.0
     shares = {name: (1 - config.rollout_share) * config.general[name] / total for name in general}
     shares["rollouts"] = config.rollout_share
-    last, _ = fine_tune(policy, examples, shares, config, ctx, "rejection-sampling fine-tuning")
-    ctx.metrics.summary(loss=last["loss"], accepted=len(kept))
+    done = fine_tune(policy, examples, shares, config, ctx, "rejection-sampling fine-tuning")
+    ctx.metrics.summary(loss=done.loss, accepted=len(kept))

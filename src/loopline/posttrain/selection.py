@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from loopline.posttrain.config import RejectConfig
-from loopline.text.overlap import HeldoutText, similarity, words_of
+from loopline.text.overlap import HeldoutText
+from loopline.text.words import jaccard, words_of
 
 REASONS = (
     "could not be graded",
@@ -138,7 +139,7 @@ def _of_group(
         elif len(kept) >= config.per_prompt:
             rejected["not the best"] += 1
         elif config.similarity < 1 and any(
-            similarity(text, " ".join(other["text"].split())) >= config.similarity for other in kept
+            jaccard(text, " ".join(other["text"].split())) >= config.similarity for other in kept
         ):
             rejected["near duplicate"] += 1
         else:

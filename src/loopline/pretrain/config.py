@@ -24,10 +24,16 @@ from loopline.training.config import ScheduleConfig, TrainRuntime
 class PretrainConfig(Config):
     """Pretraining from scratch on the data artifact's shards."""
 
+    shape: Literal["model", "student"] = "model"
+    """Which of the plan's shapes: the model, or the smaller one for distillation."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of the plan's batch size; empty takes the plan's number."""
     optimizer: Literal["adamw", "muon"] = "muon"
     """Muon orthogonalizes the momentum of the blocks' matrices; AdamW takes everything else."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of matrix products."""
     runtime: TrainRuntime = TrainRuntime()
     """Checkpointing."""
 

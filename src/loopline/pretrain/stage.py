@@ -2,9 +2,10 @@
 
     loopline run laptop --until pretrain
 
-`pretrain` trains from scratch what the plan chose. `continue_pretraining` trains a base further under a given mixture;
-the loop from offline benchmarks runs it twice, with the new mixture and with the old one as control. Loss curves go to
-`log/metrics.jsonl`; bits per byte are measured by the evaluation stage. Not covered: several devices.
+`pretrain` trains from scratch what the plan chose, or its smaller student. `continue_pretraining` trains a base further
+under a given mixture; the loop from offline benchmarks runs it twice, with the new mixture and with the old one as
+control. Loss curves go to `log/metrics.jsonl`; bits per byte are measured by the evaluation stage. Not covered:
+several devices.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from loopline.model.decoder import Decoder
 from loopline.pretrain.config import ContinueConfig, PretrainConfig
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
-from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from loopline.training.loop import train
 from loopline.training.objectives import NextToken
 from loopline.training.shards import ShardSet
@@ -30,12 +31,12 @@ from loopline.training.sources import ShardSource
 def pretrain(config: PretrainConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Train the planned decoder from scratch."""
     plan = read_json(inputs["plan"] / "plan.json")
-    shape = ModelConfig.model_validate(plan["model"])
+    shape = ModelConfig.model_validate(plan[config.shape])
     shards = ShardSet(inputs["data"].path)
     shards.check_vocabulary(shape.vocab_size)
     model = Decoder(shape).initialize(torch.Generator().manual_seed(ctx.seed_for("weights"))).to(ctx.device)
     source = ShardSource(shards, plan["batch_tokens"], plan["sequence_length"], ctx.seed_for("windows"), None)
-    settings = TrainConfig(
+    settings = TrainingConfig(
         optimizer=OptimizerConfig(
             kind=config.optimizer,
             learning_rate=plan["learning_rate"],
@@ -43,11 +44,14 @@ def pretrain(config: PretrainConfig, inputs: Mapping[str, Artifact], ctx: Contex
             weight_decay=config.weight_decay,
         ),
         schedule=ScheduleConfig.model_validate(plan["schedule"]),
+        precision=config.precision,
         runtime=config.runtime,
     )
-    last = train(model, NextToken(), source, plan["steps"], settings, ctx, "pretraining")
+    steps = config.steps or plan["steps"]
+    last = train(model, NextToken(), source, steps, settings, ctx, "pretraining")
     save_checkpoint(model, inputs["data"] / "tokenizer", ctx.out)
-    ctx.metrics.summary(parameters=shape.parameters(), tokens=plan["tokens"], loss=last["loss"])
+    tokens = steps * plan["batch_tokens"] if config.steps else plan["tokens"]
+    ctx.metrics.summary(parameters=shape.parameters(), tokens=tokens, loss=last["loss"])
 
 
 def continue_pretraining(config: ContinueConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
@@ -61,11 +65,12 @@ def continue_pretraining(config: ContinueConfig, inputs: Mapping[str, Artifact],
     steps = max(1, config.tokens // plan["batch_tokens"])
     # Both runs walk the same windows of each source, so they differ in the mixture alone.
     source = ShardSource(shards, plan["batch_tokens"], plan["sequence_length"], 2**31 - 1, mixture[side])
-    settings = TrainConfig(
+    settings = TrainingConfig(
         optimizer=OptimizerConfig(
             kind="muon",
             learning_rate=config.learning_rate,
             matrix_learning_rate=config.matrix_learning_rate,
+            weight_decay=0.01,
         ),
         schedule=config.schedule,
         runtime=config.runtime,

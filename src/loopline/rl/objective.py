@@ -9,15 +9,13 @@ the forms themselves: `rl.losses`. Not covered: value networks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Self
 
 from loopline.model.language_model import LanguageModel
-from loopline.rl.config import PRESETS, PolicyGradientConfig
+from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.losses import PolicyInput, clipped_surrogate, kl_value, policy_loss
 from loopline.training.batch import Batch
-from loopline.training.objectives import Loss, TokenScores, register, score_tokens
+from loopline.training.objectives import Loss, TokenScores, score_tokens
 
 __all__ = ["GRPO", "clipped_surrogate", "policy_input"]
 
@@ -77,15 +75,3 @@ class GRPO:
             **result.metrics,
         }
         return total, normalizer, metrics
-
-
-def _preset(name: str) -> Callable[..., GRPO]:
-    def make(**changes: Any) -> GRPO:
-        return GRPO.from_config(PolicyGradientConfig.model_validate({"preset": name, **changes}))
-
-    return make
-
-
-for _name in PRESETS:
-    register(_name, _preset(_name))
-register("policy_gradient", partial(GRPO))

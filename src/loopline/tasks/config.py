@@ -28,12 +28,12 @@ READY = (
 
 
 class DataConfig(Config):
-    """How a data file is read."""
+    """How a data file is read; see `tasks.layouts` for the columns."""
 
-    purpose: Literal["conversations", "pairs", "labels", "steps", "prompts"] = "conversations"
-    """What the rows are for; the command decides it."""
     columns: dict[str, str] = {}
-    """Wanted column -> the file's column; what `--columns` gives."""
+    """Wanted column -> the file's column, as in `{prompt: question, completion: answer}`."""
+    ignore: tuple[str, ...] = ()
+    """Columns left out on purpose that would otherwise be missed (`context`, `history`, ...)."""
     limit: int | None = Field(default=None, ge=1)
     """Only the first so many rows."""
     template: str = "{prompt}"

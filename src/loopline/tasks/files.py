@@ -98,7 +98,7 @@ def _text(kind: str, path: Path) -> Callable[[bytes, Path], list[Row]]:
     return read
 
 
-def _loads(text: str) -> Any:
+def loads(text: str) -> Any:
     """A JSON value that can be written as UTF-8 JSON again. Raises `ValueError`."""
 
     def refuse(word: str) -> None:
@@ -118,7 +118,7 @@ def _json_lines(text: str, path: Path) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = _loads(line)
+            row = loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON ({error})", "write one JSON object per line") from error
         if not isinstance(row, dict):
@@ -132,7 +132,7 @@ def _json_lines(text: str, path: Path) -> list[Row]:
 
 def _json(text: str, path: Path) -> list[Row]:
     try:
-        value = _loads(text)
+        value = loads(text)
     except (ValueError, RecursionError) as error:
         fix = "fix that place"
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
@@ -157,20 +157,10 @@ def _csv(text: str, path: Path) -> list[Row]:
                     f"{path}, line {reader.line_num}: has {'more' if '' in row else 'fewer'} fields than the header",
                     "quote fields that hold commas, quotes or line breaks",
                 )
-            rows.append({name: _unwrapped(value) for name, value in row.items()})
+            rows.append(dict(row))
     except csv.Error as error:
         raise UserError(f"{path}, after line {reader.line_num}: not CSV ({error})", "fix that line") from error
     return rows
-
-
-def _unwrapped(value: str) -> Any:
-    """A field that holds a JSON list or object as that value: the only way a table of text can hold messages."""
-    if value[:1] in ("[", "{"):
-        try:
-            return _loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
 
 
 def _parquet(content: bytes, path: Path) -> list[Row]:

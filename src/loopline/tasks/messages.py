@@ -1,8 +1,9 @@
 """Cells of a data file as chat messages.
 
 A prompt or a completion may be plain text, one message or a list of messages, in OpenAI's form ({"role", "content"}) or
-ShareGPT's ({"from", "value"}). `split_transcript` reads the "\\n\\nHuman: ... \\n\\nAssistant: ..." transcripts of
-HH-RLHF (Bai et al. 2022, arXiv:2204.05862). Not covered: images and other parts that are not text.
+ShareGPT's ({"from", "value"}); a list of messages may be written as JSON text, the only way a CSV file can hold one.
+`split_transcript` reads the "\\n\\nHuman: ... \\n\\nAssistant: ..." transcripts of HH-RLHF (Bai et al. 2022,
+arXiv:2204.05862). Not covered: images and other parts that are not text.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from loopline.base.errors import UserError
+from loopline.tasks.files import loads
+from loopline.tasks.rows import Message
 
-Message = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 ALIASES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "function": "tool"}
 KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content")
@@ -36,7 +38,15 @@ def to_message(value: Any, place: str) -> Message:
         content = ""
     if not isinstance(content, str):
         raise UserError(f"{place}: the content of a message is {content!r:.60}", "write it as text")
-    return {"role": role, "content": content, **{key: value[key] for key in KEPT if value.get(key) is not None}}
+    message = {"role": role, "content": content, **{key: value[key] for key in KEPT if value.get(key) is not None}}
+    if value.get("weight") is not None:
+        if role != "assistant" or value["weight"] not in (0, 1):
+            raise UserError(
+                f"{place}: a turn of the {role} has the weight {value['weight']!r}",
+                "give turns of the assistant the weight 0 (no loss) or 1",
+            )
+        message["weight"] = int(value["weight"])
+    return message
 
 
 def _joined(parts: Sequence[Any], place: str) -> str:
@@ -49,10 +59,22 @@ def _joined(parts: Sequence[Any], place: str) -> str:
     return "".join(texts)
 
 
+def listed(text: str) -> list[Any] | None:
+    """The messages that a text holds as JSON; None for any other text, JSON or not."""
+    if not text.lstrip().startswith("[") or '"' not in text:
+        return None
+    try:
+        value = loads(text)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    return value if whole and all("role" in item or "from" in item for item in value) else None
+
+
 def to_messages(value: Any, role: str, place: str) -> list[Message]:
     """A cell as messages; plain text becomes one message of `role`."""
     if isinstance(value, str):
-        return [{"role": role, "content": value}]
+        value = listed(value) or [{"role": role, "content": value}]
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [{"role": role, "content": str(value)}]
     if isinstance(value, dict):

@@ -23,7 +23,7 @@ from loopline.tasks.files import Table, read_table
 from loopline.tasks.formats import Form, form_of
 from loopline.tasks.generators.generate import HELDOUT, PARTS, find_generator, generate_set
 from loopline.tasks.layouts import normalize
-from loopline.tasks.messages import Message
+from loopline.tasks.rows import Message
 from loopline.text.words import normal_form
 
 
@@ -201,7 +201,7 @@ def rows_of(name: str, table: Table, config: TaskSetConfig) -> tuple[Form | None
 
 def _from_columns(name: str, table: Table, config: TaskSetConfig, columns: Mapping[str, str]) -> list[Row]:
     settings = DataConfig(
-        purpose="prompts", columns=dict(columns), limit=config.limit, system=config.system,
+        columns=dict(columns), limit=config.limit, system=config.system,
         template=config.template or "{prompt}",
     )  # fmt: skip
     chat = config.format == "chat" or config.messages is not None

@@ -38,6 +38,8 @@ class Task(Config):
     """Which template of the task set made it."""
     messages: tuple[Message, ...]
     """The conversation the policy answers."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Schemas of the tools it may call, in OpenAI's form."""
     answer: str = ""
     """The reference answer."""
     grader: str

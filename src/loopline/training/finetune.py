@@ -1,86 +1,72 @@
-"""Supervised fine-tuning of a checkpoint directory on examples of several families, in one call.
+"""Supervised fine-tuning of a checkpoint directory on several sources of examples, in one call.
 
-    last, model = fine_tune(start, examples, shares, config, ctx, "cold-start fine-tuning")
+    found = fine_tune(start, {"data": items, "math": others}, {"data": 0.5, "math": 0.5}, config, ctx, "fine-tuning")
 
-What every supervised stage does once it has its examples: mix them, load the policy, train on the next token, save
-beside the tokenizer it came with. Not covered: making the examples (see `training.conversations`), other objectives
-than the next token.
+What every supervised method does once it has its examples: fit them into rows, mix them, load the policy, train on the
+next token, save beside the tokenizer it came with. Not covered: making the examples (see `training.conversations`),
+other objectives than the next token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from loopline.base.files import read_json
-from loopline.model.adapter_config import LoRAConfig
-from loopline.model.language_model import LanguageModel
 from loopline.store.context import Context
-from loopline.training.batch import Example
-from loopline.training.config import Divide, OptimizerConfig, ScheduleConfig, TrainConfig, TrainRuntime
+from loopline.training.config import TrainingConfig
+from loopline.training.lengths import Item, fit, position_limit
 from loopline.training.loop import train
 from loopline.training.objectives import NextToken
 from loopline.training.policy import load_policy, save_policy
-from loopline.training.sources import FamilySource
+from loopline.training.sources import SetSource
 
 
-class FineTuning(Protocol):
-    """The settings a supervised stage has in common with every other."""
+@dataclass(frozen=True)
+class FineTuned:
+    """What came of it."""
 
-    @property
-    def steps(self) -> int | None: ...
-    @property
-    def examples_per_step(self) -> int: ...
-    @property
-    def sequence_length(self) -> int: ...
-    @property
-    def rows_per_batch(self) -> int: ...
-    @property
-    def optimizer(self) -> OptimizerConfig: ...
-    @property
-    def schedule(self) -> ScheduleConfig: ...
-    @property
-    def runtime(self) -> TrainRuntime: ...
-
-
-def position_limit(model: Path) -> int | None:
-    """The longest sequence that a checkpoint's config allows, in tokens; None when it does not say."""
-    limit = read_json(model / "config.json").get("max_position_embeddings")
-    return int(limit) if limit else None
+    loss: float
+    """Of the last step."""
+    steps: int
+    parameters: int
+    """Of the whole model."""
+    facts: dict[str, Any]
+    """{"rows", "tokens", "steps", "sources": {name: {"rows", "share", reasons for rows left out}}}"""
 
 
 def fine_tune(
     start: Path,
-    examples: Mapping[str, Sequence[Example]],
+    items: Mapping[str, Sequence[Item]],
     shares: Mapping[str, float],
-    config: FineTuning,
+    config: TrainingConfig,
     ctx: Context,
     description: str,
-    steps: int | None = None,
-    row_length: int | None = None,
-    adapter: LoRAConfig | None = None,
-    divide: Divide = "operations",
-) -> tuple[dict[str, float], LanguageModel]:
-    """Train the checkpoint in `start` and write the result to `ctx.out`; returns the last step's metrics and the model.
+    dynamic: bool = False,
+) -> FineTuned:
+    """Train the checkpoint in `start` and write the result to `ctx.out`.
 
-    `shares` gives each family its part of every step; `steps` and `row_length` go before the settings of that name,
-    for stages that work them out; with `adapter` only that is trained; `divide` is `TrainConfig`'s. Raises `UserError`
-    for a family without examples and for an example longer than a row, before the model is loaded.
+    `shares` gives each source its part of every step, in proportion. Raises `UserError` for a source without examples
+    and for a sequence that is too long, before the model is loaded.
     """
-    count = steps or config.steps
-    if count is None:
-        raise ValueError("fine_tune needs a number of steps, from the settings or by itself")
-    source = FamilySource(
-        examples,
-        shares,
-        config.examples_per_step,
-        row_length or config.sequence_length,
-        config.rows_per_batch,
-        ctx.seed_for("order"),
+    limit = position_limit(start)
+    kept, sources = {}, {}
+    total = sum(shares.values())
+    for name in (name for name in items if shares.get(name)):
+        fitting, left_out = fit(items[name], config, limit)
+        kept[name] = [example for item in fitting for example in item.examples]
+        sources[name] = {"rows": len(fitting), "share": round(shares[name] / total, 6), **left_out}
+    rows = sum(map(len, kept.values()))
+    steps = config.steps_for(rows)
+    source = SetSource(
+        kept, shares, config.batch_size, config.longest(limit), config.rows_per_batch, ctx.seed_for("order")
     )
-    model = load_policy(start, adapter, ctx.device)
-    settings = TrainConfig(optimizer=config.optimizer, schedule=config.schedule, runtime=config.runtime, divide=divide)
-    last = train(model, NextToken(), source, count, settings, ctx, description)
+    model = load_policy(start, config.adapter, ctx.device)
+    last = train(model, NextToken(dynamic), source, steps, config, ctx, description)
     save_policy(model, start, ctx.out)
-    return last, model
+    tokens = sum(len(example.tokens) for examples in kept.values() for example in examples)
+    parameters = sum(item.numel() for item in model.parameters())
+    return FineTuned(
+        last["loss"], steps, parameters, {"rows": rows, "tokens": tokens, "steps": steps, "sources": sources}
+    )

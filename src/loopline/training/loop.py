@@ -27,7 +27,7 @@ from loopline.base.files import to_json, write_json, write_text
 from loopline.model.language_model import LanguageModel
 from loopline.store.context import Context
 from loopline.training.batch import Batch
-from loopline.training.config import TrainConfig
+from loopline.training.config import TrainingConfig
 from loopline.training.evaluations import Evaluations
 from loopline.training.guards import Decision, Guard, NonFiniteGuard, SpikeGuard, worst
 from loopline.training.objectives import Objective
@@ -69,7 +69,7 @@ def accumulate(
 ) -> tuple[float, dict[str, float]]:
     """Add up the gradient of sum(losses) / sum(normalizers) over `batches`; returns the normalizer and mean metrics.
 
-    `precision` and `divide` are `TrainConfig`'s.
+    `precision` and `divide` are `TrainingConfig`'s.
     """
     normalizer = 0.0
     metrics: dict[str, float] = {}
@@ -107,7 +107,7 @@ def train(
     objective: Objective,
     source: BatchSource,
     steps: int,
-    config: TrainConfig,
+    config: TrainingConfig,
     ctx: Context,
     description: str = "training",
     guards: Sequence[Guard] = (),
@@ -205,7 +205,7 @@ def _update(optimizers: Sequence[Optimizer], wanted: bool) -> None:
 
 
 def _rewind(
-    state: TrainingState, saved: Path, config: TrainConfig, description: str, step: int, decision: Decision | None
+    state: TrainingState, saved: Path, config: TrainingConfig, description: str, step: int, decision: Decision | None
 ) -> int:
     """Go back to the last checkpoint, past the data of the steps since; returns the step to go on with."""
     done, drawn = state.progress.rewinds, state.progress.data_step

@@ -1,6 +1,6 @@
 """Batch sources over fixed data, all pure functions of (seed, step), so resume needs nothing but the step number.
 
-`ExampleSource` walks shuffled epochs over examples and packs each step's share; `FamilySource` mixes task sets in fixed
+`ExampleSource` walks shuffled epochs over examples and packs each step's share; `SetSource` mixes task sets in fixed
 proportions; `PairSource` keeps preference pairs together; `ShardSource` reads token shards. Not covered: data sampled
 from the model (see `rl.rollout`).
 """
@@ -153,7 +153,7 @@ def apportion(parts: Sequence[float], count: int) -> list[int]:
     return numbers
 
 
-class FamilySource(StatelessSource):
+class SetSource(StatelessSource):
     """Examples of several task sets in fixed proportions, packed into rows."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """Objectives: pure functions from a model and a batch to a sum, a normalizer and metrics.
 
-    objective = build_objective("dpo", beta=0.1)
+    objective = DPO(beta=0.1)
     total, normalizer, metrics = objective.loss(model, batch)
 
 The loop adds the sums of an optimizer step's micro-batches and divides once by the sum of their normalizers, so the
@@ -10,7 +10,6 @@ tensors, to be checked against its paper. The reinforcement objectives live in `
 
 from loopline.training.objectives.objective import Loss, Objective
 from loopline.training.objectives.preference import CPO, DPO, KTO, ORPO, PreferenceInput, SimPO
-from loopline.training.objectives.registry import OBJECTIVES, build_objective, register
 from loopline.training.objectives.reward_model import BradleyTerry, Pointwise, ProcessReward
 from loopline.training.objectives.scores import TokenScores, score_tokens, sum_by_sequence
 from loopline.training.objectives.supervised import NextToken
@@ -19,7 +18,6 @@ __all__ = [
     "CPO",
     "DPO",
     "KTO",
-    "OBJECTIVES",
     "ORPO",
     "BradleyTerry",
     "Loss",
@@ -30,8 +28,6 @@ __all__ = [
     "ProcessReward",
     "SimPO",
     "TokenScores",
-    "build_objective",
-    "register",
     "score_tokens",
     "sum_by_sequence",
 ]
