@@ -14,7 +14,7 @@ from loopline.base.errors import UserError
 from loopline.chat.load import load_tokenizer
 from loopline.chat.stock_tokenizer import StockTokenizer
 from loopline.chat.tokenizer import Tokenizer
-from loopline.training.conversations import message_example
+from loopline.training.conversations import conversation_example
 from tests.chat.templates import CONTROL, INNER, TEMPLATES, save_stock
 from tests.support_model import tiny_tokenizer
 
@@ -311,7 +311,7 @@ def test_templates_cannot_leave_the_sandbox(tmp_path):
 
 def test_an_untruncated_row_without_an_assistant_is_an_error(directories):
     with pytest.raises(UserError, match="row 9 has no assistant turn"):
-        message_example(stock(directories["chatml", False]), [ASK], "row 9")
+        conversation_example(stock(directories["chatml", False]), [ASK], "row 9")
 
 
 def test_tokenizers_that_put_a_space_before_a_text_are_masked_by_offsets(tmp_path):

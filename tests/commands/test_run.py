@@ -21,7 +21,7 @@ from tests.commands.support import stock_checkpoint, write_rows
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
 needs_gsm8k = pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not here")
-SFT = ("steps=3", "examples_per_step=4", "overlong=drop", "runtime.save_every=1", "read.limit=30")
+SFT = ("steps=3", "batch_size=4", "overlong=drop", "runtime.save_every=1", "read.limit=30")
 VOWEL = """
 def grade(sample, item):
     return float(sum(letter in "aeiou" for letter in sample["output_text"]) > 5)

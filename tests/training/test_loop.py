@@ -152,7 +152,7 @@ def test_a_gradient_is_cut_to_its_largest_norm(tmp_path):
     def moved(clip):
         model = tiny_model(0)
         before = torch.cat([p.detach().clone().reshape(-1) for p in model.parameters()])
-        config = TrainConfig(
+        config = TrainingConfig(
             optimizer=OptimizerConfig(clip=clip, weight_decay=0, learning_rate=1e-3),
             schedule=ScheduleConfig(warmup=0, decay=0),
         )
