@@ -97,7 +97,7 @@ def test_given_values_replace_defaults_and_leave_the_rest(tmp_path):
         ("line: [5]", "node 1 of the line is 5"),
         ("line: [raw: 5]", "raw holds 5 instead of settings"),
         ("line: [{raw: {}, data: {}}]", r"node 1 of the line names 2 stage kinds \(raw, data\)"),
-        ("line:\n  - raw\n  - rwa", r"there is no stage kind 'rwa'. Fix: did you mean 'raw'\?"),
+        ("line:\n  - raw\n  - grop", r"there is no stage kind 'grop'. Fix: did you mean 'grpo'\?"),
         ("line: [{raw: {}, inputs: {x: y}}]", "raw has no input 'x'"),
         ("line: [{raw: {}, from: x}]", "raw takes no input, so `from` means nothing"),
         ("line: [{repeat: {times: 0, line: [raw]}}]", "repeat holds .*'times': 0"),

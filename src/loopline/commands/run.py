@@ -20,6 +20,7 @@ from loopline.base.stage import StageKind
 from loopline.commands.config import ProbeConfig, ReinforceConfig
 from loopline.inputs import find_input
 from loopline.line import Node
+from loopline.model.given import check_directory
 from loopline.pipeline import run_line
 from loopline.posttrain.config import RejectConfig
 from loopline.posttrain.preference_config import PreferenceConfig, RewardModelConfig
@@ -140,7 +141,7 @@ def plan_command(request: Request) -> Job:
     if request.command not in COMMANDS:
         raise UserError(f"There is no command {request.command!r}", f"use {', '.join(COMMANDS)}")
     job = Job([], settings_of(request))
-    job.given["model"] = find_input(str(request.model), Path(), "--model", "model")
+    job.given["model"] = check_directory(find_input(str(request.model), Path(), "--model", "model"))
     job.given["file"] = find_input(str(request.data), Path(), "--data", "data")
     here = "loopline.commands"
     if request.command in STAGES:
