@@ -140,7 +140,7 @@ def test_sides_that_differ_in_what_the_template_drops_are_refused():
     class Drops:
         """A template that strips the reasoning of an answer."""
 
-        def render_with_mask(self, messages, name):
+        def render_with_mask(self, messages, name, **settings):
             ids = [len(str(m["content"]).rpartition("</think>")[2]) for m in messages]
             return ids, [m["role"] == "assistant" for m in messages]
 

@@ -158,7 +158,7 @@ def test_tool_schemas_reach_the_template(tokenizer):
 
     schema = {"type": "function", "function": {"name": "get_weather"}}
     conversation_example(Watched(), [{"role": "assistant", "content": "x"}], "row 1", tools=[schema])
-    assert seen == {"tools": [schema]}
+    assert seen == {"tools": [schema], "trained_from": 0, "allow": ()}
 
 
 def test_a_task_without_a_written_answer_is_named(tasks):

@@ -36,7 +36,9 @@ def sft(config: SFTConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
             found = items[source] = []
             for row in members:
                 tools = row.get("tools", ())
-                example = conversation_example(tokenizer, row["messages"], row["id"], row["given"], config.learn, tools)
+                example = conversation_example(
+                    tokenizer, row["messages"], row["id"], row["given"], config.learn, tools, config.allow
+                )
                 found.append(Item(row["id"], (example,)))
                 bar.advance()
     written, sets, left_out = demonstrations(tokenizer, inputs, config, heldout, ctx.rng("styles"))

@@ -46,6 +46,9 @@ class SFTConfig(TrainingConfig, DemonstrationsConfig):
     """Part of every step from `data`, `rows` and `tasks`; empty gives each source a part by its size."""
     learn: Literal["assistant", "last", "all"] = "assistant"
     """Loss on every turn of the assistant, on its last one, or on every token. A message of `weight: 0` has none."""
+    allow: tuple[Literal["content", "reasoning", "tool_calls"], ...] = ()
+    """Parts of the answers that the chat template may drop, such as the reasoning of earlier turns; others are refused
+    where it drops them."""
     dynamic: bool = False
     """Weigh each token's loss by its probability, so that unlikely tokens do not dominate (arXiv:2508.05629)."""
 

@@ -49,22 +49,29 @@ def conversation_example(
     given: int = 0,
     learn: Learn = "assistant",
     tools: Sequence[Mapping[str, Any]] = (),
+    allow: Sequence[str] = (),
 ) -> Example:
     """A conversation as one example, with loss on what `learn` says.
 
     `given` leading messages are a prompt and carry no loss, whoever wrote them, and neither does a message with
-    `weight: 0`. `tools` are schemas for the template. Raises `UserError` naming `name` when nothing is left to learn,
+    `weight: 0`. `tools` are schemas for the template, `allow` names parts of answers ("content", "reasoning",
+    "tool_calls") that the template may drop. Raises `UserError` naming `name` when nothing is left to learn,
     or when the rendering does not show the turns of the assistant one by one.
     """
     plain = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
-    settings: dict[str, Any] = {"tools": [dict(tool) for tool in tools]} if tools else {}
-    ids, mask = tokenizer.render_with_mask(plain, name=name, **settings)
-    if learn == "all":
-        return Example(ids, [0.0, *[1.0] * (len(ids) - 1)])
     turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     wanted = {number for number in turns if number >= given and messages[number].get("weight") != 0}
     if learn == "last":
         wanted &= {turns[-1]} if turns else set()
+    ids, mask = tokenizer.render_with_mask(
+        plain,
+        name=name,
+        tools=[dict(tool) for tool in tools] or None,
+        trained_from=min(wanted, default=len(messages)),
+        allow=allow,
+    )
+    if learn == "all":
+        return Example(ids, [0.0, *[1.0] * (len(ids) - 1)])
     weights = [float(wrote) for wrote in mask]
     if wanted and len(wanted) < len(turns):
         spans = _spans(mask)
