@@ -80,6 +80,10 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 NAMES = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "floor": "ceil", "ceil": "floor"}
 
 
+GUARDS = ("strict", "maxsize")
+"""Arguments whose change no test of behaviour can see."""
+
+
 class Mutant(NamedTuple):
     """One change of one module."""
 
@@ -163,6 +167,9 @@ def _code(node: ast.AST) -> Iterator[ast.AST]:
         if name in ("annotation", "returns", "decorator_list", "type_params", "keywords" if _declares(node) else ""):
             continue
         for child in value if isinstance(value, list) else [value]:
+            # `strict=` of a zip and the like guard against mistakes that no input makes.
+            if isinstance(child, ast.keyword) and child.arg in GUARDS:
+                continue
             if isinstance(child, ast.AST) and not isinstance(child, ast.Raise | ast.Assert | ast.JoinedStr):
                 yield from _code(child)
 

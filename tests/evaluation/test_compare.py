@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from loopline.base.errors import UserError
 from loopline.base.files import write_jsonl
 from loopline.cli import app
-from loopline.evaluation.compare import compare
+from loopline.evaluation.compare import compare, print_report
 from loopline.evaluation.logs import Outcome, Outcomes
 from loopline.evaluation.statistics import mcnemar, tango, wilson
 
@@ -101,6 +101,8 @@ def test_unpaired_items_are_counted_and_named():
     (gap,), (row,) = report.unpaired, report.rows
     assert (gap.only_system, gap.only_baseline, gap.other_text, gap.examples) == (1, 1, 0, ("4", "3"))
     assert (row.n, row.ungradable) == (2, 1)
+    (gap,) = compare([a, evaluation("many", {"1": 1.0, **{f"x{i}": 1.0 for i in range(9)}})]).unpaired
+    assert gap.only_system == 9 and gap.examples == ("x0", "x1", "x2", "x3", "x4")
 
 
 def test_equal_ids_of_different_texts_are_not_paired():
@@ -187,3 +189,27 @@ def test_the_command(tmp_path):
     assert CliRunner().invoke(app, ["compare", *paths, "--json"]).stdout == found.stdout
     shown = CliRunner().invoke(app, ["compare", *paths], env={"COLUMNS": "250"}).stdout
     assert "+0.200" in shown and "better" in shown and "1 only in" in shown and "Holm" in shown
+
+
+def test_the_table_says_how_many_items_samples_and_clusters(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    system, baseline = binary(6, 1, 5, 5)
+    print_report(compare([evaluation("b", baseline), evaluation("a", system)]))
+    shown = capsys.readouterr().out
+    assert " 17 " in shown and " x " not in shown.split("n: items")[0] and "clusters" not in shown.split("n: items")[0]
+    assert "Left out" not in shown and "Not paired" not in shown and "0.353" in shown and "0.647" in shown
+    sampled = {key: [score, score, 1.0] for key, score in system.items()}
+    rows = [replace(row, cluster=str(int(row.id) // 2)) for row in evaluation("b", {**baseline, 16: None}).rows]
+    print_report(compare([Outcomes("b", "jsonl", tuple(rows)), evaluation("a", sampled)]))
+    shown = capsys.readouterr().out
+    assert "16 x 3/1 in 8 clusters" in shown and "sign flips by cluster" in shown
+    assert "Left out of math (score): 1 items" in shown
+
+
+def test_a_comparison_without_spread_has_no_detectable_difference(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    half = dict.fromkeys(range(9), 0.5)
+    report = compare([evaluation("b", half), evaluation("a", half)])
+    assert report.rows[0].detectable is None and report.rows[0].needed is None
+    print_report(report)
+    assert " - " in capsys.readouterr().out
