@@ -47,6 +47,8 @@ params = xllamacpp.CommonParams()
 params.model.path = job["model"]
 params.n_ctx, params.n_parallel, params.use_jinja, params.warmup = 4096, 1, True, False
 params.cpuparams.n_threads = job["threads"]
+# Keys and values in 32 bits, as here: what is compared is the file, not how far llama.cpp rounds its cache.
+params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 server = xllamacpp.Server(params)
 
 def ask(path, body):
@@ -118,7 +120,7 @@ def compare(name: str, python: str, prompts: int, threads: int) -> dict[str, Any
         }  # fmt: skip
         found = llama(python, job, folder)
         theirs = [[token for token in answer if token not in stops] for answer in found["answers"]]
-        margins = []
+        margins, lengths = [], []
         for prompt, one, other in zip(ids, ours, theirs, strict=True):
             if one != other:
                 place = next((k for k, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
@@ -126,12 +128,15 @@ def compare(name: str, python: str, prompts: int, threads: int) -> dict[str, Any
                     with torch.no_grad():
                         logits = model.logits(model(torch.tensor([prompt + one[:place]])))[0, -1]
                     margins.append(round(float(logits[one[place]] - logits[other[place]]), 4))
+                else:
+                    lengths.append([len(one), len(other)])
         plain = [tokenizer(text, add_special_tokens=False).input_ids for text in sample]
         return {
             "model": "SmolLM2-135M-Instruct" if name.startswith("package:") else Path(name).name,
             "prompts": len(ids),
             "equal_answers": sum(one == other for one, other in zip(ours, theirs, strict=True)),
             "margins_where_they_part": sorted(margins),
+            "lengths_where_one_ends_early": lengths,
             "equal_rendered_prompts": sum(a == b for a, b in zip(rendered, found["prompts"], strict=True)),
             "equal_prompt_ids": sum(a == b for a, b in zip(ids, found["ids"], strict=True)),
             "texts": len(sample),

@@ -6,8 +6,8 @@
 Ours is the directory that `import_checkpoint` writes, computed by the built-in decoder and read by `transformers`' own
 tokenizer class; theirs is `from_pretrained(..., gguf_file=...)` on the file itself. Texts are pieces of the modules of
 Python's standard library, and lines of digits, accents, symbols and other scripts. `transformers` forgets how the file
-says text is cut ("smollm": every digit alone), which changes ids where digits follow several spaces; so ids are compared
-with its tokenizer as it comes and with that one rule put back. llama.cpp is the judge in `gguf_llamacpp.py`.
+says text is cut ("smollm": every digit alone), which changes ids where digits follow several spaces; so ids are
+compared with its tokenizer as it comes and with that rule put back. llama.cpp is the judge in `gguf_llamacpp.py`.
 
 Writes `results/smollm2_parity.json`; exits with 1 when a logit differs by more than 1e-3, an id differs or a prompt is
 rendered otherwise. The ratio is the tolerance over the largest difference. Without the package it says so and ends.

@@ -15,6 +15,9 @@ from loopline.model.config import ModelConfig
 from loopline.plan import laws
 from loopline.plan.config import PlanConfig
 
+TOLERANCE = 0.1
+"""How far the ratio of tokens to parameters may be from the one asked for."""
+
 
 def make_plan(
     config: PlanConfig, flops: float, vocab_size: int, train_tokens: Mapping[str, int], weights: Mapping[str, float]
@@ -44,6 +47,10 @@ def make_plan(
             f"{tokens / max(1, available):.1f} times where max_epochs allows {config.max_epochs:g}",
             "add data, lower the budget or over_training, or raise max_epochs",
         )
+    reached = tokens / parameters / config.tokens_per_parameter
+    bounds = bounded_by(config, flops, vocab_size)
+    if not bounds and abs(reached / config.over_training - 1) > TOLERANCE:
+        raise UserError(*_missed(config, flops, allocation, steps, reached))
     total = sum(weights.values()) or 1.0
     rate = config.learning_rate or min(config.max_learning_rate, laws.learning_rate_law(flops))
     return {
@@ -51,7 +58,9 @@ def make_plan(
         "parameters": parameters,
         "tokens": tokens,
         "tokens_per_parameter": round(tokens / parameters, 3),
-        "chinchilla_multiple": round(tokens / parameters / config.tokens_per_parameter, 4),
+        "chinchilla_multiple": round(reached, 4),
+        "asked_multiple": config.over_training,
+        "bounded_by": bounds,
         "sequence_length": config.sequence_length,
         "batch_tokens": batch,
         "steps": steps,
@@ -72,9 +81,35 @@ def make_plan(
     }
 
 
+def bounded_by(config: PlanConfig, flops: float, vocab_size: int) -> list[str]:
+    """The bounds that keep the plan from the shape its budget and over-training ask for; empty when nothing does."""
+    return problems(config, laws.nearest(_shapes(config, vocab_size), _target(config, flops)))
+
+
+def _missed(config: PlanConfig, flops: float, found: laws.Allocation, steps: int, reached: float) -> tuple[str, str]:
+    """Why the ratio of tokens to parameters is not what was asked for, and what to do."""
+    asked, parameters = config.over_training, found.model.parameters()
+    exact = found.tokens / parameters / config.tokens_per_parameter
+    told = f"The plan reaches {reached:.3g} times tokens_per_parameter where over_training asks for {asked:g}: "
+    if abs(exact / asked - 1) <= TOLERANCE:
+        what = f"the budget buys {found.tokens:,.0f} tokens, {steps} whole batches"
+        return told + what, "lower batch_tokens or sequence_length, or raise the budget"
+    wanted = _target(config, flops)
+    shapes = _shapes(config, found.model.vocab_size)
+    end = (
+        "smallest"
+        if parameters == shapes[0].parameters()
+        else "largest"
+        if parameters == shapes[-1].parameters()
+        else ""
+    )
+    what = f"it needs a model of {wanted:,.0f} parameters and the {end or 'nearest'} shape has {parameters:,}"
+    return told + what, f"set over_training to {exact:.3g}, or change the budget or the vocabulary"
+
+
 def choose(config: PlanConfig, flops: float, vocab_size: int) -> laws.Allocation:
     """The shape and tokens for a budget. Raises `UserError` when no shape fits the memory or serving bounds."""
-    shapes = laws.ladder(vocab_size, config.max_position_embeddings, config.qk_norm)
+    shapes = _shapes(config, vocab_size)
     found = laws.choose_shape(
         shapes, flops, config.tokens_per_parameter * config.over_training, lambda model: not problems(config, model)
     )
@@ -114,7 +149,16 @@ def batch_tokens(config: PlanConfig, flops: float, tokens: float) -> int:
 
 def student_shape(config: PlanConfig, model: ModelConfig) -> ModelConfig:
     """The shape nearest to `student_share` of the model, always smaller than it."""
-    shapes = laws.ladder(model.vocab_size, config.max_position_embeddings, config.qk_norm)
-    shapes.append(laws.shape(32, 1, model.vocab_size, config.max_position_embeddings, config.qk_norm))
-    smaller = [shape for shape in shapes if shape.parameters() < model.parameters()]
+    least = laws.shape(32, 1, model.vocab_size, config.max_position_embeddings, config.qk_norm, 32)
+    shapes = (least, *_shapes(config, model.vocab_size))
+    smaller = [shape for shape in shapes if shape.parameters() < model.parameters()] or [least]
     return laws.nearest(smaller, config.student_share * model.parameters())
+
+
+def _shapes(config: PlanConfig, vocab_size: int) -> tuple[ModelConfig, ...]:
+    return laws.ladder(vocab_size, config.max_position_embeddings, config.qk_norm)
+
+
+def _target(config: PlanConfig, flops: float) -> float:
+    """Parameters at which the budget gives exactly the tokens per parameter asked for."""
+    return laws.optimal_parameters(flops, config.tokens_per_parameter * config.over_training)

@@ -77,7 +77,8 @@ def table_of(value: Mapping[str, Any], minutes: float) -> Table:
         ("heads", f"{model['num_attention_heads']} query, {model['num_key_value_heads']} key/value, "
                   f"{model['head_dim']} channels each"),
         ("tokens", f"{value['tokens']:,} ({value['tokens_per_parameter']:g} per parameter, "
-                   f"{value['chinchilla_multiple']:g}x the compute optimum)"),
+                   f"{value['chinchilla_multiple']:g}x the compute optimum, {value['asked_multiple']:g}x asked for"
+                   + "".join(f"; {bound}" for bound in value["bounded_by"]) + ")"),
         ("compute", f"{value['flops']:.3g} of {value['budget']['flops']:.3g} FLOPs"),
         ("batch", f"{value['batch_tokens']:,} tokens in sequences of {value['sequence_length']}"),
         ("steps", f"{value['steps']:,}"),
