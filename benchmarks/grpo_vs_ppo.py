@@ -37,8 +37,8 @@ import worlds
 
 from loopline.base.files import read_json, read_jsonl, write_json, write_jsonl
 from loopline.corpus import tokenizer as tokenizers
-from loopline.grading.config import DEFAULT_DEFINITIONS, GradersConfig
-from loopline.grading.stage import graders
+from loopline.evaluation.graders import graders
+from loopline.grading.config import GradersConfig
 from loopline.model.checkpoint import save_checkpoint
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
@@ -124,9 +124,8 @@ def prepare(root: Path, settings: dict[str, Any], threads: int) -> dict[str, Pat
     )
     save_checkpoint(Decoder(model).initialize(torch.Generator().manual_seed(0)), root / "tokenizer", root / "base")
     settings["parameters"] = model.parameters()
-    definitions = {"final_answer": DEFAULT_DEFINITIONS["final_answer"]}
     audited = context(root / "graders", 0, threads)
-    graders(GradersConfig(definitions=definitions, required=("final_answer",)), {"tasks": tasks}, audited)
+    graders(GradersConfig(), {"tasks": tasks}, audited)
     taught = context(root / "sft", 0, threads)
     lesson = SFTConfig(
         **settings["sft"],

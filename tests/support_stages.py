@@ -11,8 +11,8 @@ from loopline.base.files import write_json
 from loopline.corpus import tokenizer as tokenizers
 from loopline.corpus.document import Document
 from loopline.corpus.shards import mixture, write_split
+from loopline.evaluation.graders import graders
 from loopline.grading.config import GradersConfig
-from loopline.grading.stage import graders
 from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
@@ -25,6 +25,7 @@ from loopline.tasks.generators.generate import generate_documents, write_tasks
 from loopline.training import loop
 from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainRuntime
 from tests.support import make_artifact, make_context
+from tests.support_graders import DEFINITIONS
 
 OFTEN = TrainRuntime(save_every=2)
 """Checkpoints often enough that a short run has some."""
@@ -84,7 +85,7 @@ def build_world(root: Path):
     save_checkpoint(base, root / "data" / "tokenizer", root / "base")
     world = {name: make_artifact(root / name, stage=name) for name in ("tasks", "data", "plan", "mixture", "base")}
     audit = make_context(root / "audit", stage="graders")
-    graders(GradersConfig(audit_tasks=4), world, audit)
+    graders(GradersConfig(audit_tasks=4, definitions=DEFINITIONS), world, audit)
     world["graders"] = make_artifact(audit.out, stage="graders")
     taught = make_context(root / "taught", stage="sft")
     settings = SFTConfig(

@@ -6,17 +6,17 @@ import time
 import pytest
 
 from loopline.attempts.grading import Grading
-from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import TorchEngine
 from loopline.rl.sampler import Memory
 from tests.rl.support import CONFIG, SHARES, make_sampler, policy, task
+from tests.support_graders import DEFINITIONS as READY
 
 SOURCE = "def grade(sample, item):\n    return (len(sample['output_text']) % 5) / 4\n"
 DEFINITIONS = {
     "parity": {"type": "python", "source": SOURCE},
-    "naive_contains": DEFAULT_DEFINITIONS["naive_contains"],
+    "naive_contains": READY["naive_contains"],
 }
 
 
@@ -57,7 +57,7 @@ def test_what_a_grader_raises_is_raised_where_grades_are_asked_for():
 
 
 def test_graders_that_run_code_are_known():
-    with GraderSet({**DEFAULT_DEFINITIONS, **DEFINITIONS}) as graders:
+    with GraderSet({**READY, **DEFINITIONS}) as graders:
         assert graders.uses_sandbox({"parity"}) and graders.uses_sandbox({"final_answer", "code_tests"})
         assert not graders.uses_sandbox({"final_answer", "steps", "naive_contains"})
     part = {"type": "multi", "graders": {"a": DEFINITIONS["parity"]}, "calculate_output": "a"}

@@ -2,11 +2,11 @@
 
 import pytest
 
-from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.graders import GraderSet
 from loopline.tasks.generators.config import GeneratorConfig, TrainCounts
 from loopline.tasks.generators.generate import generate_tasks
 from loopline.tasks.task import task_from_row
+from tests.support_graders import DEFINITIONS
 
 COUNTS = TrainCounts(arithmetic=60, word_problem=60, ordering=60, code=60, format=60, safety=80, lookup=60)
 
@@ -20,5 +20,5 @@ def tasks():
 @pytest.fixture(scope="session")
 def graders():
     """The default graders."""
-    with GraderSet.from_defs(DEFAULT_DEFINITIONS) as graders:
+    with GraderSet.from_defs(DEFINITIONS) as graders:
         yield graders

@@ -4,10 +4,10 @@ import pytest
 
 from loopline.base.errors import UserError
 from loopline.base.files import write_json
-from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
 from loopline.tasks.task import task_from_row
+from tests.support_graders import DEFINITIONS
 
 TASK = task_from_row(
     {
@@ -177,9 +177,9 @@ def test_each_sample_goes_to_its_own_grader_and_order_is_kept(tasks, graders):
 
 
 def test_json_round_trip(tmp_path):
-    write_json(tmp_path / "graders.json", DEFAULT_DEFINITIONS)
+    write_json(tmp_path / "graders.json", DEFINITIONS)
     with GraderSet.from_json(tmp_path / "graders.json") as graders:
-        assert graders.definitions == DEFAULT_DEFINITIONS
+        assert graders.definitions == DEFINITIONS
     write_json(tmp_path / "graders.json", [])
     with pytest.raises(UserError, match="not a JSON object"):
         GraderSet.from_json(tmp_path / "graders.json")

@@ -5,7 +5,6 @@ import pytest
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_json
 from loopline.chat.load import load_tokenizer
-from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Completion, Sampling, TorchEngine
@@ -16,6 +15,7 @@ from loopline.posttrain.stage import align
 from loopline.tasks.task import load_tasks, task_from_row
 from loopline.training import loop
 from tests.support import make_artifact, make_context
+from tests.support_graders import DEFINITIONS
 from tests.support_stages import OFTEN, Killed, changed_weights, check_training_stage, cut_off
 
 SMALL = AlignConfig(
@@ -108,7 +108,7 @@ def unsafe(**changes):
 )
 def test_which_answer_is_preferred(world, answers, chosen, rejected, count):
     engine = Says(load_tokenizer(world["policy"].path), *answers)
-    with GraderSet(DEFAULT_DEFINITIONS) as graders:
+    with GraderSet(DEFINITIONS) as graders:
         pairs, counts = build_pairs(engine, [unsafe()], graders, CONSTITUTION, Sampling(n=2), 0)
     assert {name: number for name, number in counts.items() if number} == {count: 1}
     sides = [(p["preferred_output"][0]["content"], p["non_preferred_output"][0]["content"]) for p in pairs]
@@ -134,7 +134,7 @@ def test_reasoning_pairs_are_of_like_length(world, answers, pair, count):
          "messages": [{"role": "user", "content": "5+5+2=?"}]}
     )  # fmt: skip
     engine = Says(load_tokenizer(world["policy"].path), *answers)
-    with GraderSet(DEFAULT_DEFINITIONS) as graders:
+    with GraderSet(DEFINITIONS) as graders:
         pairs, counts = build_pairs(engine, [task], graders, CONSTITUTION, Sampling(n=len(answers)), 0)
     assert {name: number for name, number in counts.items() if number} == {count: 1}
     sides = [(p["preferred_output"][0]["content"], p["non_preferred_output"][0]["content"]) for p in pairs]
@@ -143,7 +143,7 @@ def test_reasoning_pairs_are_of_like_length(world, answers, pair, count):
 
 def test_a_principle_that_is_not_written_down_revises_nothing(world):
     engine = Says(load_tokenizer(world["policy"].path), (HELP, "stop"))
-    with GraderSet(DEFAULT_DEFINITIONS) as graders:
+    with GraderSet(DEFINITIONS) as graders:
         pairs, counts = build_pairs(engine, [unsafe()], graders, {}, Sampling(n=1), 0)
     assert pairs == [] and counts["none follow"] == 1
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from loopline.attempts.attempt import Attempt
 from loopline.chat.tokenizer import Tokenizer
-from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Grade
 from loopline.grading.graders import GraderSet
 from loopline.grading.reward import RewardConfig
@@ -18,6 +17,7 @@ from loopline.rl.rollout import RolloutSource
 from loopline.rl.rollout_config import RolloutConfig
 from loopline.rl.sampler import Sampler
 from loopline.tasks.task import Task
+from tests.support_graders import DEFINITIONS
 from tests.support_model import tiny_model
 
 CONFIG = PolicyGradientConfig(prompts_per_step=4, group_size=4, max_new_tokens=6)
@@ -36,7 +36,7 @@ class ParityGraders(GraderSet):
     """Grades by the text's length: even pays, odd does not, multiples of three cannot be graded."""
 
     def __init__(self):
-        super().__init__(DEFAULT_DEFINITIONS)
+        super().__init__(DEFINITIONS)
         self.asked = Counter()
 
     def grade(self, samples, name=None):

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopline.base.files import read_jsonl
-from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.grading.grade import Grade
 from loopline.grading.graders import GraderSet
 from loopline.grading.reward import RewardConfig
@@ -22,6 +21,7 @@ from loopline.rl.rollout import gather_records
 from loopline.training.batch import pack
 from loopline.training.loop import accumulate
 from tests.rl.support import CONFIG, ParityGraders, make_group, make_source, task
+from tests.support_graders import DEFINITIONS
 from tests.support_model import tiny_model
 
 
@@ -222,7 +222,7 @@ def test_a_graders_component_is_asked_and_paid(tokenizer, tmp_path):
 
 
 def test_a_step_in_which_nothing_differs_has_no_batches(tokenizer, tmp_path):
-    with GraderSet(DEFAULT_DEFINITIONS) as graders:
+    with GraderSet(DEFINITIONS) as graders:
         tasks = {"arithmetic": [task(n, grader="final_answer") for n in range(5)]}
         source = make_source(tokenizer, graders, tmp_path, tasks_by_set=tasks, shares={"arithmetic": 1.0})
         assert source.next(0) == []

@@ -8,7 +8,6 @@ import pytest
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_json, write_jsonl
-from loopline.grading.config import DEFAULT_DEFINITIONS
 from loopline.serve.config import LiveTraffic, TrafficConfig
 from loopline.serve.export import export_rows, traffic_digest
 from loopline.serve.records import Records
@@ -19,6 +18,7 @@ from loopline.store.context import Context
 from loopline.tasks.task import load_tasks
 from tests.release.synthetic import write_checkpoint
 from tests.serve.scripted import ScriptedEngine, served
+from tests.support_graders import DEFINITIONS
 from tests.support_model import tiny_tokenizer
 
 CONFIG = TrafficConfig(conversations=16, wave=7, max_tokens=80, task_sets=("arithmetic", "safety"))
@@ -73,7 +73,7 @@ def reply(text: str, seed: int) -> str:
 
 @pytest.fixture
 def inputs(tmp_path):
-    write_json(tmp_path / "graders" / "graders.json", DEFAULT_DEFINITIONS)
+    write_json(tmp_path / "graders" / "graders.json", DEFINITIONS)
     return {
         "release": artifact(tmp_path / "release"),
         "tasks": artifact(write_tasks(tmp_path / "tasks")),

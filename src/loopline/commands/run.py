@@ -17,7 +17,9 @@ from typing import Any
 from loopline.base.config import Config
 from loopline.base.errors import UserError
 from loopline.base.stage import StageKind
-from loopline.commands.config import ProbeConfig, ReinforceConfig
+from loopline.commands.config import GRADER, ReinforceConfig
+from loopline.grading.config import GradersConfig
+from loopline.grading.graders import load_grader
 from loopline.inputs import find_input
 from loopline.line import Node
 from loopline.model.given import check_directory
@@ -121,16 +123,10 @@ def settings_of(request: Request) -> dict[str, Config]:
     if request.command in GRADED:
         sections["data"] = parse_settings(DataConfig, read, "read", "--set")
     if request.command in GRADED:
-        from loopline.commands.graders import load_grader
-
-        if request.grader is not None:
-            probe["definition"] = load_grader(request.grader)
-        probe |= {
-            "force": request.force_grader,
-            "max_new_tokens": main.max_new_tokens,
-            "temperature": main.temperature,
-        }
-        sections["grader"] = parse_settings(ProbeConfig, probe, "grader", "--set")
+        definition = load_grader(request.grader) if request.grader is not None else {"type": "final_answer"}
+        answers = {"max_new_tokens": main.max_new_tokens, "temperature": main.temperature, **(probe.get("probe") or {})}
+        probe |= {"definitions": {GRADER: definition}, "force": request.force_grader, "probe": answers}
+        sections["grader"] = parse_settings(GradersConfig, probe, "grader", "--set")
     elif request.grader is not None:
         raise UserError(f"`loopline {request.command}` takes no grader", "leave --grader out")
     return sections
@@ -148,10 +144,10 @@ def plan_command(request: Request) -> Job:
         function = f"loopline.posttrain.{STAGES[request.command]}"
         job.add(request.command, 5, function, {"policy": "model", "data": "file"})
         return job
-    sources = {"model": "model", "data": "data"}
     job.add("data", 2, f"{here}.data:data", {"file": "file"}, gives="rows")
-    job.add("grader", 6, f"{here}.graders:graders", sources, gives="graders")
-    inputs = {"policy": "model", "tasks": "grader", "graders": "grader"}
+    given = {"policy": "model", "tasks": "data"}
+    job.add("grader", 6, "loopline.evaluation.graders:graders", given, gives="graders")
+    inputs = {**given, "graders": "grader"}
     if request.command == "grpo":
         job.add("grpo", 5, "loopline.posttrain.stage:grpo", inputs)
         return job

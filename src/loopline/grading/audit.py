@@ -48,7 +48,7 @@ CODE_EXPLOITS = {
 
 
 def good_text(task: Task) -> str:
-    """The last turn of the first one-turn example response, or the reference answer."""
+    """The last turn of the first one-turn example response, or the reference answer; "" when there is neither."""
     for _, _, messages in task.conversations():
         if len(messages) == 1:
             return str(messages[0]["content"])
@@ -152,31 +152,37 @@ def tasks_for(name: str, definition: dict[str, Any], tasks: Sequence[Task], limi
 
 
 def audit(graders: GraderSet, tasks: Sequence[Task], seed: int, limit: int = 24) -> dict[str, dict[str, Any]]:
-    """Every probe on every grader, each on up to `limit` tasks.
-
-    A grader passes when its reference answers pay, no exploit does, and nothing was ungradable. Raises `UserError` for
-    a grader without a task.
-    """
+    """Every probe on every grader, each on up to `limit` tasks. Raises `UserError` for a grader without a task."""
     report: dict[str, dict[str, Any]] = {}
     for name, definition in sorted(graders.definitions.items()):
         rng = Random(f"{seed}/audit/{name}")
-        chosen = tasks_for(name, definition, tasks, limit, rng)
-        rows = []
-        for probe, make in probes_of(definition["type"], chosen, rng).items():
-            some = [task for task in chosen if applies(probe, task)]
-            if not some:
-                continue
-            scores = [grade.score for grade in graders.grade([make(task) for task in some], name)]
-            known = [score for score in scores if score is not None]
-            mean = sum(known) / len(known) if known else 0.0
-            pays = mean >= REFERENCE_BELOW if probe == "reference" else mean > PAYS_ABOVE
-            row = {"probe": probe, "n": len(some), "mean": round(mean, 6), "max": max(known, default=0.0), "pays": pays}
-            if len(known) < len(scores):
-                row["ungradable"] = len(scores) - len(known)
-            rows.append(row)
-        passed = all(row["pays"] == (row["probe"] == "reference") and "ungradable" not in row for row in rows)
-        report[name] = {"passed": passed, "probes": rows}
+        report[name] = audit_one(graders, name, tasks_for(name, definition, tasks, limit, rng), seed)
     return report
+
+
+def audit_one(
+    graders: GraderSet, name: str, tasks: Sequence[Task], seed: int, only: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """{"passed", "probes"} of one grader on all of the tasks; `only` names the probes that make sense for them.
+
+    A grader passes when its reference answers pay, no exploit does, and nothing was ungradable.
+    """
+    rng = Random(f"{seed}/probes/{name}")
+    rows = []
+    for probe, make in probes_of(graders.definitions[name]["type"], tasks, rng).items():
+        some = [task for task in tasks if applies(probe, task)]
+        if not some or (only is not None and probe not in only):
+            continue
+        scores = [grade.score for grade in graders.grade([make(task) for task in some], name)]
+        known = [score for score in scores if score is not None]
+        mean = sum(known) / len(known) if known else 0.0
+        pays = mean >= REFERENCE_BELOW if probe == "reference" else mean > PAYS_ABOVE
+        row = {"probe": probe, "n": len(some), "mean": round(mean, 6), "max": max(known, default=0.0), "pays": pays}
+        if len(known) < len(scores):
+            row["ungradable"] = len(scores) - len(known)
+        rows.append(row)
+    passed = all(row["pays"] == (row["probe"] == "reference") and "ungradable" not in row for row in rows)
+    return {"passed": passed, "probes": rows}
 
 
 def failed_probes(entry: dict[str, Any]) -> list[str]:

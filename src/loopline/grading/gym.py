@@ -10,15 +10,18 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.grading.grade import Grade, Sample, split_thinking
-from loopline.sandbox.runner import Job, SandboxPool
+from loopline.sandbox.runner import Job, Result, SandboxPool
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 SECONDS = 60.0
 """Time for one batch; the package alone takes some three seconds to import."""
+ALONE_SECONDS = 15.0
+"""Time for one answer by itself."""
+FULL = 0.99
+"""What `score_answer` gives for a right answer, rounding aside."""
 MEMORY_MB = 4096
 SOURCE = """
 import os, sys
@@ -66,25 +69,31 @@ def grade_gym(samples: Sequence[Sample], pool: SandboxPool) -> list[Grade]:
     source = SOURCE.format(paths=package_paths())
     size = max(1, -(-len(samples) // pool.size))
     batches = [samples[start : start + size] for start in range(0, len(samples), size)]
-    calls: list[list[list[Any]]] = [
-        [
-            [one.task.item["dataset"], one.task.item.get("settings") or {}, one.task.item["entry"], answer_of(one)]
-            for one in batch
-        ]
-        for batch in batches
+    results = [one for batch in pool.map([_job(source, batch, SECONDS) for batch in batches]) for one in batch]
+    # One answer that hangs or crashes a verifier takes its batch with it: those left over are graded one by one.
+    left = [number for number, result in enumerate(results) if result.status in ("timeout", "crashed", "oom")]
+    alone = pool.map([_job(source, [samples[number]], ALONE_SECONDS) for number in left])
+    for number, (result,) in zip(left, alone, strict=True):
+        results[number] = result
+    return [_grade(result) for result in results]
+
+
+def _job(source: str, samples: Sequence[Sample], seconds: float) -> Job:
+    items = [sample.task.item for sample in samples]
+    calls = [
+        [item["dataset"], item.get("settings") or {}, item["entry"], answer_of(sample)]
+        for item, sample in zip(items, samples, strict=True)
     ]
-    jobs = [Job(source, "grade", batch, SECONDS, trusted=True, memory_mb=MEMORY_MB) for batch in calls]
-    grades = []
-    for results in pool.map(jobs):
-        for result in results:
-            if result.status == "ok" and isinstance(result.value, float):
-                grades.append(
-                    Grade(min(1.0, max(0.0, result.value)), evidence=f"score_answer gives {result.value:.3g}")
-                )
-            elif result.error.startswith(("ModuleNotFoundError", "ImportError")) or result.status == "unavailable":
-                grades.append(Grade(None, evidence=result.error, flags=("grader_failed",)))
-            else:
-                # The verifier itself failed on the text or ran out of time on it.
-                why = result.error or result.status
-                grades.append(Grade(None, evidence=f"the verifier failed: {why}", flags=("grader_failed",)))
-    return grades
+    return Job(source, "grade", calls, seconds, trusted=True, memory_mb=MEMORY_MB)
+
+
+def _grade(result: Result) -> Grade:
+    """Full marks or none: part of the marks for the right answer among others is what a policy would live on."""
+    if result.status == "ok" and isinstance(result.value, float):
+        return Grade(float(result.value >= FULL), evidence=f"score_answer gives {result.value:.3g}")
+    if result.status == "unavailable" or result.error.startswith(("ModuleNotFoundError", "ImportError")):
+        return Grade(None, evidence=result.error, flags=("grader_failed",))
+    # The verifier accepted its own answer when the row was made, so it is this text that it cannot take.
+    return Grade(
+        0.0, evidence=f"the verifier failed on it: {result.error or result.status}", flags=("verifier_failed",)
+    )
