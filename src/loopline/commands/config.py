@@ -6,11 +6,8 @@ and probe with `--set grader.key=value`. Not covered: settings of the stages the
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
-from loopline.base.config import Config
 from loopline.posttrain.config import GRPOConfig
 from loopline.training.config import Divide
 
