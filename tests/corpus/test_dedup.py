@@ -48,3 +48,20 @@ def test_code_and_generated_documents_are_left_alone():
     assert not change.edited
     assert not change.removed
     assert not passage_step([], DedupConfig()).removed
+
+
+def test_a_document_is_removed_when_less_than_the_smallest_size_is_left():
+    shared, own = long("shared"), long("own")
+    documents = prose(shared, f"{shared}\n\n{own}")
+    size = len(own.encode())
+    assert passage_step(documents, DedupConfig(min_document_bytes=size)).edited[1].text == own
+    assert passage_step(documents, DedupConfig(min_document_bytes=size + 1)).removed == {1: "nothing new left"}
+
+
+def test_copies_are_found_between_batches(monkeypatch):
+    # Each text in a batch of its own, as with more text than fits into one.
+    monkeypatch.setattr("loopline.corpus.dedup.batches", lambda sizes: [range(n, n + 1) for n in range(len(sizes))])
+    shared = long("shared")
+    change = passage_step(prose(f"{long('a')}\n\n{shared}", f"{long('b')}\n\n{shared}", shared), DedupConfig())
+    assert change.edited[1].text == long("b") and change.removed == {2: "nothing new left"}
+    assert passage_step([], DedupConfig()).removed == {}

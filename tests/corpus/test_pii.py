@@ -100,3 +100,30 @@ def test_numbers_the_social_security_administration_gives_out_go(number):
 )
 def test_numbers_that_are_never_given_out_stay(number):
     assert scrub(f"part {number} here") == (f"part {number} here", {})
+
+
+def luhn_number(start, length):
+    """A number that begins with `start`, has `length` digits and the right check digit."""
+    body = start + "0123456789"[: length - len(start) - 1].ljust(length - len(start) - 1, "7")
+    return next(f"{body}{digit}" for digit in range(10) if luhn(f"{body}{digit}"))
+
+
+@pytest.mark.parametrize("length", [13, 15, 16, 19])
+def test_card_numbers_of_every_length_go(length):
+    assert scrub(f"card {luhn_number('4', length)} ok") == ("card [CARD] ok", {"card": 1})
+
+
+@pytest.mark.parametrize("start", ["1", "2", "7", "9"])
+def test_numbers_that_no_card_begins_with_stay(start):
+    text = f"order {luhn_number(start, 16)} ok"
+    assert scrub(text) == (text, {})
+
+
+def test_one_digit_over_and_over_is_no_card():
+    assert luhn("6" * 13) and scrub("order 6666666666666 ok") == ("order 6666666666666 ok", {})
+
+
+def test_samples_show_the_text_around_what_was_cut():
+    before, after = "a" * 90, "b" * 90
+    (cut,) = step([make_document("s", "a", f"{before} x@mail.example.org {after}")]).cut
+    assert cut[2] == f"{'a' * 59} [EMAIL] {'b' * 52}"

@@ -8,8 +8,9 @@ import pytest
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_jsonl
+from loopline.evaluation.statistics import paired_comparison
 from loopline.release.config import BenchmarkGateConfig, GateConfig, Power
-from loopline.release.decide import check_last, checkpoint_name, compare_sets, compare_sources, decide
+from loopline.release.decide import Measured, check_last, checkpoint_name, compare_sets, compare_sources, decide
 from loopline.release.stage import gate, gate_benchmarks
 from tests.release.synthetic import SETS, graded, write_evaluation
 from tests.support import make_artifact, make_context
@@ -178,3 +179,26 @@ def test_the_benchmark_gate_needs_gains_over_the_control_too(tmp_path):
 def test_names_come_from_the_evaluations(tmp_path):
     assert checkpoint_name(write_evaluation(tmp_path / "e", {"sums": 0.5}, name="retrain"), "after") == "retrain"
     assert checkpoint_name(tmp_path, "after") == "after"
+
+
+def one_gain(wins: int, losses: int, others: int = 4) -> list[Measured]:
+    """A gain in one task set beside `others` without any difference, 1,000 tasks each."""
+    measured = []
+    for number in range(others + 1):
+        won, lost = (wins, losses) if number == 0 else (0, 0)
+        after = [1.0] * won + [0.0] * lost + [1.0] * (1000 - won - lost)
+        before = [0.0] * won + [1.0] * lost + [1.0] * (1000 - won - lost)
+        found, steps = paired_comparison(after, before), [a - b for a, b in zip(after, before, strict=True)]
+        measured.append(Measured(f"set{number}", "sampled pass@1", found, steps, 0.06))
+    return measured
+
+
+@pytest.mark.parametrize(
+    # Exact McNemar: 12 against 3 has p = 0.035, times five comparisons 0.18; 16 against 3 has 0.0044, times five 0.022.
+    ("wins", "losses", "others", "decision"),
+    [(12, 3, 4, "keep"), (12, 3, 0, "promote"), (16, 3, 4, "promote"), (9, 7, 0, "keep")],
+)
+def test_a_gain_must_be_proved_for_all_comparisons_together(wins, losses, others, decision):
+    found = decide("traffic", ("a", "b"), one_gain(wins, losses, others), None, GateConfig())
+    assert found["decision"] == decision
+    assert found["comparisons"][0]["better"] == ("a" if decision == "promote" else None)
