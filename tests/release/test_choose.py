@@ -28,6 +28,15 @@ def test_the_better_candidate_is_released_with_its_reasons(tmp_path):
     assert any(row["task"] == "sums" and row["better"] == "a" for row in decision.comparisons)
 
 
+def test_a_difference_is_called_one_for_all_comparisons_together(tmp_path):
+    candidates = [evidence(tmp_path, "first", 0.8), evidence(tmp_path, "second", rates(0.8, programs=0.83))]
+    row = next(
+        row for row in choose(candidates, ReleaseConfig(reference="first")).comparisons if row["task"] == "programs"
+    )
+    # Six tasks gained and none lost is p = 0.031 alone, but not among five comparisons.
+    assert row["p"] < 0.05 < row["p_holm"] == 5 * row["p"] and row["difference"] > 0 and row["better"] is None
+
+
 def test_equal_weights_over_the_task_sets_are_the_default_objective(tmp_path):
     one = evidence(tmp_path, "one", rates(0.8, sums=0.2))
     weights = weights_of([one], ReleaseConfig())
