@@ -222,6 +222,21 @@ def chat(model: ServedArgument = None, directory: RunDirOption = DEFAULT_RUN) ->
     talk(_served(directory, model))
 
 
+@app.command("chat-check")
+def chat_check(
+    model: Annotated[str, typer.Argument(help="A checkpoint directory; its tokenizer and chat template are read.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check a checkpoint's chat template: rendering, masks, stop tokens, tool calls, reasoning."""
+    from loopline.chat.check import chat_check as check
+
+    path = Path(model)
+    report = check(path / "model" if (path / "model" / "tokenizer.json").exists() else path)
+    print(json.dumps(report.to_json(), indent=2) if as_json else "\n".join(report.lines()))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
 def _served(directory: Path, model: str | None) -> Path:
     if model is not None:
         from loopline.model.given import PACKAGE, resolve_model

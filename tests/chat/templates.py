@@ -21,6 +21,22 @@ CONTROL = (
     "<|eot_id|>",
     "<s>",
     "</s>",
+    "[TOOL_CALLS]",
+    "[TOOL_RESULTS]",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁sep｜>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+    "<|python_tag|>",
 )
 INNER = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 OPEN, CLOSE = "{% generation %}", "{% endgeneration %}"
@@ -154,6 +170,78 @@ def brackets(mark: bool) -> str:
     )
 
 
+RAISE = "{{ raise_exception('roles must alternate') }}"
+TURNS = "{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}" + RAISE + "{% endif %}"
+LIST = "{%- for t in tools %}{{- '\\n' + (t | tojson) }}{% endfor %}"
+MARKED = {"call": "'<tool_call>\\n<function=' + c.function.name + '>\\n'"}
+STOCK = {
+    # Tools in the system turn, calls as nested tags, results in a user turn: the shape of Qwen3-Coder.
+    "coder": (
+        "{%- if tools %}{{- '<|im_start|>system\\n' + (messages[0].content if messages[0].role == 'system' else '') }}"
+        + LIST
+        + "{{- '<|im_end|>\\n' }}{%- elif messages[0].role == 'system' %}"
+        "{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{% endif %}"
+        "{%- for m in messages if m.role != 'system' %}"
+        "{%- if m.role == 'tool' %}"
+        "{{- '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}"
+        "{%- else %}{{- '<|im_start|>' + m.role + '\\n' + m.content }}"
+        "{%- for c in m.tool_calls %}{{- ('\\n' if m.content or not loop.first else '') + " + MARKED["call"] + " }}"
+        "{%- for k, v in c.function.arguments.items() %}"
+        "{{- '<parameter=' + k + '>\\n' + (v if v is string else v | tojson) + '\\n</parameter>\\n' }}{% endfor %}"
+        "{{- '</function>\\n</tool_call>' }}{% endfor %}{{- '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}",
+        "<|im_end|>",
+    ),
+    # No generation prompt, ids of nine characters, calls beside no words: the shape of Mistral.
+    "mistral": (
+        "{{- bos_token }}{%- set ns = namespace(last=0) %}"
+        "{%- for m in messages if m.role == 'user' %}{%- set ns.last = messages.index(m) %}{% endfor %}"
+        "{%- for m in messages %}"
+        "{%- if m.role == 'user' %}"
+        "{%- if tools and loop.index0 == ns.last %}{{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{% endif %}"
+        "{{- '[INST] ' + m.content + '[/INST]' }}"
+        "{%- elif m.role == 'assistant' and m.tool_calls %}{{- '[TOOL_CALLS][' }}"
+        "{%- for c in m.tool_calls %}"
+        "{%- if not c.id or c.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{% endif %}"
+        "{{- (c.function | tojson)[:-1] + ', \"id\": \"' + c.id + '\"}' + ('' if loop.last else ', ') }}{% endfor %}"
+        "{{- ']' + eos_token }}"
+        "{%- elif m.role == 'assistant' %}{{- ' ' + m.content + eos_token }}"
+        "{%- elif m.role == 'tool' %}"
+        "{%- if m.tool_call_id | length != 9 %}{{ raise_exception('ids have nine characters') }}{% endif %}"
+        "{{- '[TOOL_RESULTS]' + m.content + '[/TOOL_RESULTS]' }}"
+        "{%- else %}{{ raise_exception('no role ' + m.role) }}{% endif %}{% endfor %}",
+        "</s>",
+    ),
+    # The system text before the first question, roles in turn, nothing about tools: the shape of Gemma.
+    "gemma": (
+        "{{- bos_token }}{%- set first = messages[0].content + '\\n\\n' if messages[0].role == 'system' else '' %}"
+        "{%- for m in (messages[1:] if first else messages) %}" + TURNS + "{{- '<start_of_turn>' + "
+        "('model' if m.role == 'assistant' else m.role) + '\\n' + (first if loop.first else '') + (m.content | trim)"
+        " + '<end_of_turn>\\n' }}{% endfor %}"
+        "{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{% endif %}",
+        "<end_of_turn>",
+    ),
+    # Calls only where the content is none, arguments as text, thinking opened by the prompt and cut from history.
+    "deepseek": (
+        "{{- bos_token }}{%- for m in messages %}"
+        "{%- if m.role == 'system' %}{{- m.content }}{%- elif m.role == 'user' %}{{- '<｜User｜>' + m.content }}"
+        "{%- elif m.role == 'tool' %}{{- '<｜User｜>' + 'tool: ' + m.content }}"
+        "{%- elif m.content is none %}{{- '<｜Assistant｜><｜tool▁calls▁begin｜>' }}{%- for c in m.tool_calls %}"
+        "{{- ('' if loop.first else '\\n') + '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' + c.function.name }}"
+        "{{- '\\n```json\\n' + c.function.arguments + '\\n```<｜tool▁call▁end｜>' }}{% endfor %}"
+        "{{- '<｜tool▁calls▁end｜><｜end▁of▁sentence｜>' }}"
+        "{%- else %}{{- '<｜Assistant｜>' + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}{% endif %}"
+        "{%- endfor %}{%- if add_generation_prompt %}{{- '<｜Assistant｜><think>\\n' }}{% endif %}",
+        "<｜end▁of▁sentence｜>",
+    ),
+    # Roles as tokens, nothing else: the shape of Phi.
+    "phi": (
+        "{%- for m in messages %}{{- '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{% endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{% endif %}",
+        "<|end|>",
+    ),
+}
+"""Shapes whose masks are checked against what was said, not against `transformers`."""
 TEMPLATES: dict[str, Any] = {
     "chatml": (chatml, "<|im_end|>"),
     "headers": (headers, "<|eot_id|>"),
@@ -187,7 +275,8 @@ def stock_fast() -> FastTokenizer:
 
 def save_stock(path: Path, kind: str, mark: bool = False, **config: Any) -> Path:
     """A directory with the tokenizer and the template `kind`, in the files `transformers` writes."""
-    template, end = TEMPLATES[kind]
+    made, end = TEMPLATES[kind] if kind in TEMPLATES else STOCK[kind]
+    template = made if isinstance(made, str) else made(mark)
     path.mkdir(parents=True, exist_ok=True)
     stock_fast().save(str(path / "tokenizer.json"))
     settings = {
@@ -195,7 +284,7 @@ def save_stock(path: Path, kind: str, mark: bool = False, **config: Any) -> Path
         "bos_token": "<s>" if kind == "brackets" else "<|begin_of_text|>",
         "eos_token": end,
         "pad_token": "<|endoftext|>",
-        "chat_template": template(mark),
+        "chat_template": template,
         "clean_up_tokenization_spaces": False,
         **config,
     }

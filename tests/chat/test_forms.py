@@ -206,7 +206,7 @@ def test_forms_are_detected_from_templates_and_tokens():
     assert isinstance(detect_form("<tool_call><function=", ()), Coder)
     assert isinstance(detect_form('{{ "[TOOL_CALLS][" }}', ()), Mistral)
     assert detect_form("[TOOL_CALLS]x[ARGS]", ()).args
-    assert isinstance(detect_form("", ["<｜tool▁calls▁begin｜>"]), DeepSeek)
+    assert isinstance(detect_form("<｜User｜>", ["<｜tool▁calls▁begin｜>"]), DeepSeek)
     assert isinstance(detect_form("<|start_header_id|>", ["<|python_tag|>"]), Llama)
     assert isinstance(detect_form("<start_of_turn>", ()), Gemma)
     assert isinstance(detect_form(None, ()), Hermes)

@@ -18,12 +18,13 @@ from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.chat.forms.form import Call, CallForm, dumps
-from loopline.chat.message import Message, as_turns, calls_of
+from loopline.chat.message import Message, calls_of, text_of
 from loopline.chat.parser import parse_output
 from loopline.chat.template import ChatTemplate
 from loopline.chat.thinking import THINK, THINK_END, read_thinking
 
 ASK = {"role": "user", "content": "quser"}
+ANSWER = {"role": "assistant", "content": "qanswer"}
 PROBE = Call("qtool", {"qkey": "qvalue"})
 TOOL = {
     "type": "function",
@@ -46,7 +47,7 @@ class Abilities:
     """What one template can do by itself."""
 
     system: bool
-    """Renders a system turn."""
+    """Renders a system turn, whatever follows it."""
     tools: bool
     """Shows the schemas of tools."""
     calls: bool
@@ -79,14 +80,16 @@ class Abilities:
         ways = [(empty, as_text) for as_text in (False, True) for empty in ("", None)]
         way = next((way for way in ways if _reads_back(template, form, [PROBE], *way)), None)
         empty, as_text = way or ("", False)
-        asked = [ASK, _turn([PROBE], empty, as_text)] if way else [ASK, {"role": "assistant", "content": "qanswer"}]
+        asked = [ASK, _turn([PROBE], empty, as_text)] if way else [ASK, ANSWER]
+        system = {"role": "system", "content": "qsystem"}
         result = {"role": "tool", "name": "qtool", "tool_call_id": _id(0, 0), "content": "qresult"}
         other = Call("qother", {"qkey": "qvalue"})
         thought = {"role": "assistant", "content": "qanswer", "reasoning_content": "qthought"}
         inline = {"role": "assistant", "content": _with_reasoning("qthought", "qanswer")}
         prompts = [template.attempt([ASK], True, enable_thinking=value) for value in (True, False)]
         return cls(
-            system=shows([{"role": "system", "content": "qsystem"}, ASK], "qsystem", "quser"),
+            # One template shows the system turn only while the question is the last turn.
+            system=all(shows([system, ASK, *more], "qsystem", "quser") for more in ([], [ANSWER])),
             tools=shows([ASK], "qtool", "qkind", tools=[TOOL]),
             calls=way is not None,
             words_with_calls=way is not None and shows([ASK, _turn([PROBE], "qwords", as_text)], "qwords", "qtool"),
@@ -121,28 +124,24 @@ class Abilities:
         if message.get("role") != "assistant":
             return message
         calls = calls_of(message, f"message {number}") if message.get("tool_calls") else []
-        content = message.get("content")
         changed = {key: value for key, value in message.items() if key != "tool_calls"}
-        written = ""
-        if calls:
-            words = isinstance(content, str) and bool(content.strip())
-            if self.calls and (self.several_calls or len(calls) == 1) and (self.words_with_calls or not words):
-                entries = message["tool_calls"]
-                changed["tool_calls"] = [self._entry(call, entry) for call, entry in zip(calls, entries, strict=True)]
-                if not words:
-                    changed["content"] = self.empty
-            else:
-                written = form.write(calls)
-                (changed,) = as_turns([changed])
-                changed["content"] = f"{changed['content']}\n{written}" if words else written
         reasoning = message.get("reasoning_content")
         if reasoning and not self.reasoning:
             del changed["reasoning_content"]
-            changed["content"] = _with_reasoning(str(reasoning), changed.get("content") or "")
+            changed["content"] = _with_reasoning(str(reasoning), text_of(changed.get("content"), "content"))
         elif not reasoning and self.reasoning and not self.inline_reasoning and isinstance(changed.get("content"), str):
             found = read_thinking(changed["content"])
             if found.reasoning and found.answer is not None:
                 changed |= {"reasoning_content": found.reasoning.strip("\n"), "content": found.answer.lstrip("\n")}
+        if not calls:
+            return changed
+        words = text_of(changed.get("content"), "content")
+        if self.calls and (self.several_calls or len(calls) == 1) and (self.words_with_calls or not words.strip()):
+            entries = message["tool_calls"]
+            changed["tool_calls"] = [self._entry(call, entry) for call, entry in zip(calls, entries, strict=True)]
+            changed["content"] = changed["content"] if words.strip() else self.empty
+        else:
+            changed["content"] = form.write_after(words.rstrip("\n"), calls)
         return changed
 
     def _entry(self, call: Call, entry: Mapping[str, Any]) -> dict[str, Any]:

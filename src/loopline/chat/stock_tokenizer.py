@@ -27,13 +27,16 @@ from loopline.base.files import read_json
 from loopline.chat.abilities import Abilities
 from loopline.chat.continuation import Continuation, Rewritten
 from loopline.chat.forms.detect import detect_form
-from loopline.chat.forms.form import CallForm, dumps
+from loopline.chat.forms.form import CallForm
 from loopline.chat.message import Message, calls_of
+from loopline.chat.parser import parse_output
 from loopline.chat.template import GUARD, TODAY, ChatTemplate, Span
 from loopline.chat.thinking import THINK, THINK_END, read_thinking, wrote_thinking
 from loopline.chat.tokenizer import Tokenizer, Tools, load_fast
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+KINDS = {str: "string"}
+"""What a schema calls the arguments that some forms write as they are; others are JSON."""
 
 
 class StockTokenizer(Tokenizer):
@@ -80,8 +83,11 @@ class StockTokenizer(Tokenizer):
         self.joins = self.encode("\n") + self.encode("a") == self.encode("\na")
 
     @classmethod
-    def load(cls, path: Path) -> StockTokenizer:
-        """Read the tokenizer in `path`. Raises `UserError` for what is missing, damaged or not a template."""
+    def load(cls, path: Path, today: datetime.date = TODAY) -> StockTokenizer:
+        """Read the tokenizer in `path`; `today` is the day that its template is told.
+
+        Raises `UserError` for what is missing, damaged or not a template.
+        """
         config = _read(path, "tokenizer_config.json")
         listed = {**_read(path, "special_tokens_map.json"), **config}
         named = {name: _content(listed[name]) for name in NAMED_TOKENS if listed.get(name)}
@@ -92,7 +98,7 @@ class StockTokenizer(Tokenizer):
         template = file.read_text(encoding="utf-8") if file.exists() else _pick(config.get("chat_template"))
         try:
             pad = None if "pad_token" in named else generation.get("pad_token_id")
-            return cls(load_fast(path), template, named, stops, pad)
+            return cls(load_fast(path), template, named, stops, pad, today)
         except UserError as error:
             raise UserError(f"{path}: {error.what}", error.fix) from error
 
@@ -168,7 +174,7 @@ class StockTokenizer(Tokenizer):
                 "fix the template, or drop the row",
             )
         for number, turn in zip(numbers, turns, strict=True):
-            missing = lost_parts(messages[number], turn) if number >= trained_from else []
+            missing = lost_parts(messages[number], turn, self._form) if number >= trained_from else []
             for part in [part for part in missing if part not in allow]:
                 raise UserError(
                     f"{name}: the chat template drops or changes the {part} of message {number}",
@@ -208,6 +214,9 @@ class StockTokenizer(Tokenizer):
             text = longer
         return *self._encode_pieces(text, spans, name, exact), turns
 
+    def as_shown(self, messages: Sequence[Message], tools: Tools | None = None) -> tuple[list[Message], Tools | None]:
+        return self._prepare(messages, tools)
+
     def _prepare(self, messages: Sequence[Message], tools: Tools | None) -> tuple[list[Message], Tools | None]:
         # Plain conversations need no trying out of the template.
         plain = not tools and not any(
@@ -239,7 +248,9 @@ class StockTokenizer(Tokenizer):
         reason = ""
         if not whole.startswith(prompt) or not whole.startswith(shorter):
             reason = "what comes before the answer is rendered otherwise once more turns follow it"
-        elif missing := lost_parts(turns[-1], said):
+        elif THINK in str(messages[-1].get("content")) and THINK not in said:
+            reason = "the answer loses its thinking part once more turns follow it"
+        elif missing := lost_parts(turns[-1], said, self._form):
             reason = f"the answer loses its {' and '.join(missing)} once more turns follow it"
         elif wrote_thinking(prompt) and wrote_thinking(prompt) != wrote_thinking(whole[:start]):
             reason = "the thinking part that the prompt began is rendered otherwise once more turns follow"
@@ -307,7 +318,7 @@ def _pick(template: Any) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def lost_parts(message: Message, turn: str) -> list[str]:
+def lost_parts(message: Message, turn: str, form: CallForm) -> list[str]:
     """Which parts of an assistant's message do not stand in its rendered `turn`; white space at their ends is free."""
     content = message.get("content") or ""
     texts = [content] if isinstance(content, str) else [str(part.get("text", "")) for part in content]
@@ -319,8 +330,12 @@ def lost_parts(message: Message, turn: str) -> list[str]:
     missing = ["content"] if any(text.strip() not in turn for text in texts) else []
     if reasoning.strip() not in turn:
         missing.append("reasoning")
-    for call in calls_of(message):
-        values = [call.name, *call.arguments, *(item for item in call.arguments.values() if isinstance(item, str))]
-        if any(value not in turn and dumps(value)[1:-1] not in turn for value in values):
-            return [*missing, "tool_calls"]
+    calls = calls_of(message)
+    if calls:
+        kinds = [
+            {k: {"type": "string" if isinstance(v, str) else "object"} for k, v in c.arguments.items()} for c in calls
+        ]
+        types = {call.name: {"properties": each} for call, each in zip(calls, kinds, strict=True)}
+        if parse_output(turn, form, types).tool_calls != tuple(calls):
+            missing.append("tool_calls")
     return missing

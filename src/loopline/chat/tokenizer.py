@@ -201,6 +201,14 @@ class Tokenizer:
             mask.append(False)
         return ids, mask
 
+    def as_shown(self, messages: Sequence[Message], tools: Tools | None = None) -> tuple[list[Message], Tools | None]:
+        """The messages and tools that the chat template is given: what it cannot render is in the texts."""
+        shown = [
+            {"role": message["role"], "content": self._written(message)} if message["role"] == "assistant" else message
+            for message in self._offering(messages, tools)
+        ]
+        return shown, None
+
     def _offering(self, messages: Sequence[Message], tools: Tools | None) -> Sequence[Message]:
         """The messages after a system turn with the schemas of `tools`, one a line."""
         if not tools:

@@ -23,6 +23,7 @@ FORMS: dict[str, Callable[[], CallForm]] = {
     "gemma": Gemma,
 }
 HEADER, GEMMA_TURN = "<|start_header_id|>", "<start_of_turn>"
+INSTRUCTION, DEEPSEEK_TURN = "[INST]", "<｜User｜>"
 
 
 def detect_form(template: str | None, tokens: Collection[str]) -> CallForm:
@@ -32,9 +33,9 @@ def detect_form(template: str | None, tokens: Collection[str]) -> CallForm:
         return coder.Coder()
     if hermes.OPEN in source:
         return hermes.Hermes()
-    if mistral.OPEN in source or (mistral.OPEN in tokens and "[INST]" in source):
+    if mistral.OPEN in source or (mistral.OPEN in tokens and INSTRUCTION in source):
         return mistral.Mistral(args=mistral.ARGS in source)
-    if deepseek.OPEN in source or deepseek.OPEN in tokens:
+    if deepseek.OPEN in source or (deepseek.OPEN in tokens and DEEPSEEK_TURN in source):
         return deepseek.DeepSeek(short=deepseek.OPEN in source and "```json" not in source)
     if llama.TAG in source or (HEADER in source and llama.TAG in tokens) or '"parameters": ' in source:
         return llama.Llama()

@@ -70,6 +70,10 @@ class CallForm(ABC):
     def write(self, calls: Sequence[Call]) -> str:
         """The text of calls. Raises `UserError` for what the form cannot write."""
 
+    def write_after(self, words: str, calls: Sequence[Call]) -> str:
+        """The text of an answer that says something before its calls."""
+        return f"{words}\n{self.write(calls)}" if words else self.write(calls)
+
     def instructions(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """The system text that offers tools, for chat templates with no place for them."""
         listed = "\n".join(dumps(tool.get("function", tool)) for tool in tools)

@@ -50,6 +50,10 @@ class Llama(CallForm):
             raise Malformed(f"{rest[:40]!r} is no call")
         return [to_call(value, "parameters", "arguments") for value in values]
 
+    def write_after(self, words: str, calls: Sequence[Call]) -> str:
+        # Bare JSON is a call at the beginning of an answer only.
+        return f"{words}\n{TAG}{self.write(calls)}" if words else self.write(calls)
+
     def write(self, calls: Sequence[Call]) -> str:
         return "; ".join(self.dumps({"name": call.name, "parameters": call.arguments}) for call in calls)
 
