@@ -27,6 +27,7 @@ COMMANDS = [
     ["report"],
     ["serve"],
     ["chat"],
+    ["chat-check"],
     ["compare"],
     ["loop"],
     ["loop", "traffic"],

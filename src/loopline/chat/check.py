@@ -173,7 +173,7 @@ def _transformers(path: Path) -> Callable[[Tokenizer], list[Probe]]:
             for some, prompt in ((messages, False), (messages[:-1], True)):
                 shown, offered = tokenizer.as_shown(some, tools)
                 ours = tokenizer.render(some, add_generation_prompt=prompt, tools=tools)
-                listed = None if offered is None else [dict(tool) for tool in offered]
+                listed: Any = None if offered is None else [dict(tool) for tool in offered]
                 turns = [dict(message) for message in shown]
                 try:
                     text = theirs.apply_chat_template(turns, listed, add_generation_prompt=prompt, tokenize=False)
