@@ -320,10 +320,17 @@ class Harness:
     def _append_results(self, tokenizer: Tokenizer, episode: Episode, results: Sequence[ToolResult]) -> None:
         messages = [{"role": "tool", "content": as_plain_text(result.text)} for result in results]
         episode.head = add_results(tokenizer, episode.trajectory, episode.head, messages, episode.tools)
-        episode.tool_nodes.append(episode.head)
+        if episode.trajectory.nodes[episode.head].parent is None:
+            episode.flags.append("rewritten_history")
+            episode.tool_nodes = []
+        else:
+            episode.tool_nodes.append(episode.head)
 
     def _prune(self, tokenizer: Tokenizer, episode: Episode) -> None:
-        """Cut old tool results: a new path from the prompt, in which earlier turns count as read."""
+        """Cut old tool results: a new path from the prompt, in which earlier turns count as read.
+
+        Results in a rewritten prompt are part of it and stay.
+        """
         keep = self.config.keep_tool_results
         old = set(episode.tool_nodes[:-keep]) if keep else set()
         trajectory = episode.trajectory
@@ -383,5 +390,4 @@ def add_results(
     found = tokenizer.continuation(so_far, results, tools=tools or None, closed=closed)
     if isinstance(found, Continuation):
         return trajectory.add(parent, found.ids, messages=results)
-    trajectory.flag("rewritten_history")
     return trajectory.add(None, found.prompt, messages=[*so_far, *results])

@@ -40,7 +40,8 @@ class ScriptedEngine:
         for task in tasks:
             if (response := tool_response(task)) is not None:
                 head = tokenizer.render(task.messages, add_generation_prompt=True)
-                header = head[len(tokenizer.render(task.messages)) :]
+                # Without a generation prompt, turns are counted by their stop tokens.
+                header = head[len(tokenizer.render(task.messages)) :] or [tokenizer.end_id]
                 said = [as_written(tokenizer, message) for message in response if message["role"] == "assistant"]
                 turns[tuple(head)] = (header, said)
         sizes = sorted({len(head) for head in turns}, reverse=True)
