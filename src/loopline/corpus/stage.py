@@ -148,7 +148,8 @@ def traffic_data(config: TrafficDataConfig, inputs: Mapping[str, Artifact], ctx:
     write_jsonl(ctx.out / "rows.jsonl", sft)
     write_jsonl(ctx.out / "preferences.jsonl", preferences)
     write_json(ctx.out / "funnel.json", funnel)
-    ctx.metrics.summary(requests=len(requests), sft=len(sft), preferences=len(preferences))
+    told = f"{len(sft)} examples and {len(preferences)} preferences from {len(requests)} answers"
+    ctx.metrics.summary(headline=told, requests=len(requests), rows=len(sft), preferences=len(preferences))
 
 
 def _check_requests(requests: list[Any], path: Path) -> None:

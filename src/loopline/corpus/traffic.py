@@ -1,9 +1,10 @@
 """Loop A's data: production traffic with consent becomes fine-tuning and preference rows.
 
-Use: `collect(requests, held_out, config)` gives (sft rows, preference rows, funnel rows). Order: consent, finish,
-scrub, exact copies, held-out tasks, labels. Feedback decides the label: praise makes the answer an example, a
-correction makes a preference pair (and an example of the correction), blame alone is counted and teaches nothing here.
-Not covered: learning from blame without a correction (that needs a reward model), how feedback is given (see `serve`).
+Use: `collect(requests, held_out, config)` gives (rows, preference rows, funnel rows). Order: consent, finish, scrub,
+exact copies, held-out tasks, labels. Feedback decides the label: positive feedback makes the answer an example, a
+correction makes a preference pair (and an example of the correction), negative feedback alone is counted and teaches
+nothing here. Not covered: learning from negative feedback without a correction (that needs a reward model), how
+feedback is given (see `serve`).
 """
 
 from __future__ import annotations
@@ -48,14 +49,9 @@ def collect(
             del change.counts[f"label: {label}"]
             continue
         answer = _answer(row) if correction is None else _message(correction)
-        sft.append(
-            {
-                "id": row["id"],
-                "messages": [*row["messages"], answer],
-                "given": len(row["messages"]),
-                "source": "traffic",
-            }
-        )
+        # Only the answer to imitate carries loss: what was said before was not labelled.
+        given = len(row["messages"])
+        sft.append({"id": row["id"], "messages": [*row["messages"], answer], "given": given, "source": "traffic"})
         if correction is not None:
             preferences.append(preference(row, correction))
     funnel.apply("label", change)

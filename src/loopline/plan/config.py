@@ -113,7 +113,8 @@ class RemixConfig(Config):
     """How an evaluation of the base moves the mixture of its next pretraining."""
 
     covers: dict[str, list[str]] = {}
-    """Task sets that each source teaches; a source also covers the task set of its own name."""
+    """Task sets, by name or as `tag:<tag>`, that each source teaches; a source also covers the task set of its own
+    name."""
     targets: dict[str, float] = {}
     """Bits per byte to reach, by source; a source without one is measured against the mean of all."""
     strength: float = Field(default=1.0, ge=0)

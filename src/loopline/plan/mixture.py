@@ -1,6 +1,6 @@
 """Loop B: from what the base is weak at to the mixture of its next pretraining.
 
-    after, reasons = remix(config, weights, train_tokens, evaluations, tokens)
+    after, reasons = remix(config, weights, train_tokens, bits, scores, tokens)
 
 Each source's excess (how far its bits per byte lie above a target or above the mean, plus how far the task sets it
 covers lie below the mean) moves its weight by exp(strength * excess): the multiplicative update of DoReMi (Xie et al.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.plan.config import RemixConfig
@@ -23,15 +22,16 @@ def remix(
     config: RemixConfig,
     weights: Mapping[str, float],
     train_tokens: Mapping[str, int],
-    evaluations: Sequence[Mapping[str, Any]],
+    bits: Mapping[str, float],
+    scores: Mapping[str, float],
     tokens: int,
 ) -> tuple[dict[str, float], list[str]]:
     """(new weights summing to one, one sentence per source).
 
-    `weights` sum to one. Raises `UserError` when no evaluation speaks about any source, or when the bounds leave no
-    mixture.
+    `weights` sum to one; `bits` are bits per byte by source, `scores` mean scores by task set or `tag:<tag>`. Raises
+    `UserError` when no evaluation speaks about any source, or when the bounds leave no mixture.
     """
-    excess, reasons = excesses(config, sorted(weights), evaluations)
+    excess, reasons = excesses(config, sorted(weights), bits, scores)
     wanted, low, high = {}, {}, {}
     for source, weight in sorted(weights.items()):
         wanted[source] = weight * math.exp(config.strength * excess[source])
@@ -56,12 +56,19 @@ def remix(
 
 
 def excesses(
-    config: RemixConfig, sources: Sequence[str], evaluations: Sequence[Mapping[str, Any]]
+    config: RemixConfig, sources: Sequence[str], bits: Mapping[str, float], scores: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """How weak each source is (0 is average), and why. Raises `UserError` when nothing was measured."""
-    bits = {str(row["task"]): float(row["value"]) for row in evaluations if row["metric"] == "bits_per_byte"}
+    """How weak each source is (0 is average), and why.
+
+    Raises `UserError` when nothing was measured, or `covers` names a source or task set that is not there.
+    """
+    for source, names in config.covers.items():
+        unknown = [name for name in names if name not in scores]
+        if source not in sources or unknown:
+            what = f"the task set {unknown[0]!r}, which was not evaluated" if unknown else "which the data has not"
+            known = ", ".join(sorted(scores)) if unknown else ", ".join(sources)
+            raise UserError(f"covers names {source!r}: {what}", f"use one of: {known or 'none'}")
     bits = {source: bits[source] for source in sources if source in bits}
-    scores = {str(row["task"]): float(row["value"]) for row in evaluations if str(row["metric"]).endswith("pass@1")}
     covered = {
         source: [name for name in [source, *config.covers.get(source, [])] if name in scores] for source in sources
     }

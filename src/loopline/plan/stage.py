@@ -16,6 +16,7 @@ from rich.table import Table
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_json
+from loopline.evaluation.windows import source_bits, source_windows
 from loopline.model.config import ModelConfig
 from loopline.plan.config import PlanConfig, RemixConfig
 from loopline.plan.measure import matmul_flops, round_flops, training_tokens_per_second
@@ -57,13 +58,15 @@ def remix(config: RemixConfig, inputs: Mapping[str, Artifact], ctx: Context) -> 
     before = {name: float(entry["weight"]) / total for name, entry in sorted(sources.items())}
     train_tokens = {name: int(entry["train_tokens"]) for name, entry in sources.items()}
     tokens = config.tokens or sum(train_tokens.values())
-    rows = _rows_of(config, inputs["evaluations"])
-    after, reasons = remix_weights(config, before, train_tokens, rows, tokens)
+    bits, scores = measured(config, inputs["evaluations"])
+    after, reasons = remix_weights(config, before, train_tokens, bits, scores, tokens)
     epochs = {name: round(tokens * weight / max(1, train_tokens[name]), 3) for name, weight in after.items()}
     write_json(
         ctx.out / "mixture.json",
         {"before": before, "after": after, "reasons": reasons, "tokens": tokens, "epochs": epochs},
     )
+    moved = max(before, key=lambda name: abs(after[name] - before[name]))
+    ctx.metrics.summary(headline=f"{moved}: {before[moved]:.1%} -> {after[moved]:.1%} of the tokens")
     for sentence in reasons:
         Console(stderr=True).print(sentence, highlight=False)
 
@@ -118,8 +121,12 @@ def _flops_of_minutes(config: PlanConfig, vocab_size: int, ctx: Context) -> floa
     return flops
 
 
-def _rows_of(config: RemixConfig, evaluations: Artifact) -> list[dict[str, Any]]:
-    """The evaluation rows of one checkpoint."""
+def measured(config: RemixConfig, evaluations: Artifact) -> tuple[dict[str, float], dict[str, float]]:
+    """(bits per byte by source, mean score by task set and `tag:<tag>`) of one checkpoint's development part.
+
+    Scores are those of the sampled mode where it was asked. Raises `UserError` when it is not clear which checkpoint is
+    meant.
+    """
     path = evaluations / "summary.json"
     rows = [row for row in read_json(path)["evaluations"] if row["value"] is not None]
     names = sorted({str(row["checkpoint"]) for row in rows})
@@ -129,4 +136,8 @@ def _rows_of(config: RemixConfig, evaluations: Artifact) -> list[dict[str, Any]]
             f"{path} has evaluations of {', '.join(names) or 'no checkpoint'}, and checkpoint is {config.checkpoint!r}",
             "set checkpoint to one of them",
         )
-    return [row for row in rows if row["checkpoint"] == name]
+    scores: dict[str, float] = {}
+    for metric in ("greedy pass@1", "sampled pass@1"):
+        chosen = [row for row in rows if row["checkpoint"] == name and row["metric"] == metric]
+        scores |= {str(row["task"]): float(row["value"]) for row in chosen if row["part"] == "dev"}
+    return source_bits(source_windows(evaluations.path, "dev")), scores

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from loopline.base.errors import UserError
-from loopline.base.files import read_json, read_jsonl
+from loopline.base.files import read_json
 from loopline.evaluation.statistics import Comparison, holm, paired_comparison
+from loopline.evaluation.windows import source_windows
 from loopline.release.config import GateConfig, Mode
 from loopline.release.evidence import Item, Part, differences, fits, names_of, pairs
 from loopline.release.power import Margin, chance_equal_passes, equal_limits, margin_of
@@ -93,19 +94,6 @@ def compare_sources(before: Path, after: Path, part: Part, config: GateConfig, s
         steps = differences(left, right)
         results.append(Measured(source, "bits_per_byte", measured, steps, config.bits_margin, lower_is_better=True))
     return results
-
-
-def source_windows(evaluation: Path, part: Part) -> dict[tuple[str, int], tuple[float, int]]:
-    """(source, window) -> (bits, bytes) of one part: even windows are for development, odd ones held out."""
-    file = evaluation / "bpb.jsonl"
-    if not file.exists():
-        return {}
-    odd = int(part == "heldout")
-    return {
-        (row["source"], row["window"]): (float(row["bits"]), int(row["bytes"]))
-        for row in read_jsonl(file)
-        if row["window"] % 2 == odd
-    }
 
 
 def judge(measured: Sequence[Measured], after: str, before: str, config: GateConfig, seed: int) -> Row:

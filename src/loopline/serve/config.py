@@ -54,14 +54,16 @@ class LiveTraffic(Runtime):
     takes={"release": Takes("release"), "tasks": Takes("tasks"), "graders": Takes("graders")},
     gives="traffic",
     area=9,
+    version=2,
 )
 class TrafficConfig(Config):
     """The traffic stage: a scripted client talks to the real server and the recorded requests are exported."""
 
     conversations: int = Field(default=240, ge=1)
     """Conversations played, beside the duplicates."""
-    task_sets: tuple[str, ...] = ("arithmetic", "word_problem", "ordering", "code", "format", "safety")
-    """Task sets the scripted users ask about, where the tasks artifact has them."""
+    tasks: tuple[str, ...] = ()
+    """Task sets, by name or as `tag:<tag>`, that the scripted users ask about; empty takes all whose tasks need no
+    tools."""
     pii_share: float = Field(default=0.15, ge=0, le=1)
     """Share of conversations whose user mentions an e-mail address, a phone number or a card number."""
     duplicate_share: float = Field(default=0.1, ge=0, le=1)

@@ -16,7 +16,7 @@ from typing import Any
 from loopline.base.config import sha256_of
 from loopline.serve.records import Feedback, Records, Request
 
-# Downstream tells praise from blame by name.
+# Downstream reads whether feedback is positive from its name.
 _THUMBS = {"up": "thumbs_up", "down": "thumbs_down", "1": "thumbs_up", "-1": "thumbs_down"}
 
 

@@ -32,7 +32,7 @@ from loopline.serve.server import BackgroundServer
 from loopline.serve.users import Conversation, cast, reactions
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
-from loopline.tasks.task import load_tasks
+from loopline.tasks.task import Task, load_chosen, load_tasks
 
 # Said once to the users of the stage: (conversation, its answer's id, what the client saw, how it ended).
 Reply = tuple[Conversation, str, str, str]
@@ -49,6 +49,7 @@ def traffic(config: TrafficConfig, inputs: Mapping[str, Artifact], ctx: Context)
         rows = scripted_rows(config, ServedModel.load(inputs["release"].path, ctx.device), inputs, ctx)
     write_jsonl(ctx.out / "requests.jsonl", rows)
     ctx.metrics.summary(
+        headline=f"{len(rows)} answers recorded, {sum(bool(row['feedback']) for row in rows)} with feedback",
         requests=len(rows),
         consented=sum(row["consent"] for row in rows),
         with_feedback=sum(bool(row["feedback"]) for row in rows),
@@ -73,8 +74,7 @@ def scripted_rows(
     config: TrafficConfig, served: ServedModel, inputs: Mapping[str, Artifact], ctx: Context
 ) -> list[dict[str, Any]]:
     """Play the scripted users against a real server and export what it recorded."""
-    tasks = load_tasks(inputs["tasks"] / "train.jsonl")
-    conversations = cast(tasks, config, ctx.seed_for("users"))
+    conversations = cast(asked_about(config, inputs["tasks"]), config, ctx.seed_for("users"))
     database = fresh_database(ctx.out / "log" / "traffic.sqlite")
     records = Records.open(database)
     settings = ServeConfig(max_batch=config.wave, window_ms=0, max_queue=max(512, config.wave))
@@ -96,6 +96,17 @@ def scripted_rows(
         return export_rows(records, rename=True)
     finally:
         records.close()
+
+
+def asked_about(config: TrafficConfig, tasks: Artifact) -> list[Task]:
+    """The training tasks that users ask about. Raises `UserError` when there are none."""
+    file = tasks / "train.jsonl"
+    if config.tasks:
+        return load_chosen(file, config.tasks)
+    found = [task for task in load_tasks(file) if "tools" not in task.tags]
+    if not found:
+        raise UserError(f"Every task of {file} needs tools, which a plain conversation has not", "choose `tasks`")
+    return found
 
 
 def fresh_database(path: Path) -> Path:

@@ -68,26 +68,23 @@ class Conversation:
         return self.tasks[self.turn]
 
 
-def unseen_tail(tasks: Sequence[Task], task_sets: Sequence[str], count: int) -> list[Task]:
+def unseen_tail(tasks: Sequence[Task], count: int) -> list[Task]:
     """`count` tasks from the tails of the task sets' rows, task sets in turn.
 
     Training stages read rows from the front, so the tail is what the released model was not trained on. Raises
-    `UserError` when none of the task sets is there or their tails are too short.
+    `UserError` when the tails are too short.
     """
-    by_set = {task_set: [task for task in tasks if task.task_set == task_set] for task_set in task_sets}
-    present = {task_set: rows for task_set, rows in by_set.items() if rows}
-    if not present:
-        raise UserError(
-            f"The tasks artifact has none of the task sets {', '.join(task_sets)}", "set `task_sets` to ones it has"
-        )
+    rows: dict[str, list[Task]] = {}
+    for task in tasks:
+        rows.setdefault(task.task_set, []).append(task)
     chosen: list[Task] = []
     depth = 1
     while len(chosen) < count:
-        found = [rows[-depth] for rows in present.values() if depth <= len(rows)]
+        found = [rows[name][-depth] for name in rows if depth <= len(rows[name])]
         if not found:
             raise UserError(
-                f"The tasks artifact holds {len(chosen)} training tasks of those task sets, fewer than {count}",
-                "lower `conversations`, or generate more tasks",
+                f"The chosen task sets hold {len(chosen)} training tasks, fewer than the {count} that users ask about",
+                "lower `conversations`, choose more in `tasks`, or give the task sets more training tasks",
             )
         chosen += found
         depth += 1
@@ -98,7 +95,7 @@ def cast(tasks: Sequence[Task], config: TrafficConfig, seed: int) -> list[Conver
     """The conversations to play, duplicates last."""
     rng = random.Random(f"traffic/{seed}")
     follow_ups = round(config.conversations * config.follow_up_share)
-    pool = unseen_tail(tasks, config.task_sets, config.conversations + follow_ups)
+    pool = unseen_tail(tasks, config.conversations + follow_ups)
     first, second = pool[: config.conversations], pool[config.conversations :]
     rng.shuffle(first)
     with_second = sorted(rng.sample(range(config.conversations), follow_ups))
@@ -147,9 +144,9 @@ def reactions(task: Task, score: float | None, answer: str, rng: random.Random) 
     if score >= 0.5:
         return [{"name": "thumbs", "value": "up"}]
     said: list[dict[str, Any]] = [{"name": "thumbs", "value": "down"}]
-    if task.task_set == "safety":
-        if not task.item.get("unsafe"):
-            said.append({"name": "refusal_complaint", "value": "This was a harmless question."})
+    if "must_answer" in task.tags:
+        said.append({"name": "refusal_complaint", "value": "This was a harmless question."})
+    if {"must_answer", "must_refuse"} & set(task.tags):
         return said
     if rng.random() < 0.75 and (right := right_answer(task)) is not None and right != answer:
         said.append({"name": "correction", "value": right})
@@ -157,9 +154,8 @@ def reactions(task: Task, score: float | None, answer: str, rng: random.Random) 
 
 
 def right_answer(task: Task) -> str | None:
-    """What the user would have written: the first example response, else the bare answer."""
-    for style in ("think", "direct"):
-        for _, prompt, response in task.conversations(style):
-            if prompt == list(task.messages) and len(response) == 1:
-                return str(response[0]["content"])
+    """What the user would have written: the first example response to the question itself, else the bare answer."""
+    for _, prompt, response in task.conversations():
+        if prompt == list(task.messages) and len(response) == 1:
+            return str(response[0]["content"])
     return task.answer or None
