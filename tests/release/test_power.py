@@ -86,4 +86,5 @@ def test_equal_inputs_give_equal_chances_and_few_ties_are_no_certainty() -> None
     steps = outcomes(np.random.default_rng(3), 100, 0.3)
     assert (equal_limits(steps, TRIALS, 7) == equal_limits(steps, TRIALS, 7)).all()
     assert margin(np.zeros(5), 0.01).needed > 0.3
+    assert margin(np.asarray([0.2]), 0.01).needed >= 1
     assert margin(np.zeros(2000), 0.01).needed < 0.01

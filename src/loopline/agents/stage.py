@@ -166,9 +166,12 @@ def _heldout(
             "control": control,
         },
     )
+    ceiling = "none" if ceilings["heldout"] is None else f"{ceilings['heldout']:.1%}"
+    first, best = (summaries[label]["score"] for label in (FIRST, BEST))
     ctx.metrics.summary(
-        heldout_first=summaries[FIRST]["score"],
-        heldout_best=summaries[BEST]["score"],
+        headline=f"{best:.1%} held out; first harness {first:.1%}, oracle {ceiling}",
+        heldout_first=first,
+        heldout_best=best,
         oracle=ceilings["heldout"],
         evaluated=len(candidates),
         control=FIRST,

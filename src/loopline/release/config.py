@@ -141,7 +141,7 @@ class ReleaseConfig(Config):
     "gate",
     run="loopline.release.stage:gate",
     takes={
-        "before": Takes("release|evaluation"),
+        "before": Takes("release"),
         "after": Takes("evaluation"),
         "control": Takes("evaluation", required=False, by_default=False),
         "tasks": Takes("tasks", required=False),

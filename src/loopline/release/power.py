@@ -60,12 +60,15 @@ def equal_limits(differences: Sequence[float], trials: int, seed: int) -> np.nda
         apart = rng.binomial(n, discordance, trials)
         wins = rng.binomial(apart, 0.5)
         return -tango_low(wins, apart - wins, n)
+    if n == 1:
+        # A single pair shows no spread: its interval is cut to the largest difference there can be.
+        return np.full(trials, max(1.0, abs(float(values[0]))))
     limits = []
     step = max(1, BLOCK // n)
     for start in range(0, trials, step):
         shape = (min(step, trials - start), n)
         sampled = values[rng.integers(0, n, shape)] * (rng.integers(0, 2, shape) * 2 - 1)
-        half = t_quantile(n - 1) * sampled.std(axis=1, ddof=1) / math.sqrt(n) if n > 1 else np.full(shape[0], np.inf)
+        half = t_quantile(n - 1) * sampled.std(axis=1, ddof=1) / math.sqrt(n)
         limits.append(half - sampled.mean(axis=1))
     return np.concatenate(limits)
 

@@ -239,7 +239,9 @@ def _write(
     card = model_card(config.name, decision, check, mode, digests, data, harness, licence)
     write_text(ctx.out / "MODEL_CARD.md", card)
     row = next(row for row in decision.candidates if row["name"] == decision.champion)
+    told = f"{decision.champion}, objective {row['objective']:.3f}, of {len(decision.candidates)} candidates"
     ctx.metrics.summary(
+        headline=told if decision.passed else f"{told}, NOT PASSED",
         champion=decision.champion,
         objective=row["objective"],
         passed=float(decision.passed),
@@ -277,7 +279,9 @@ def _gate(name: str, config: GateConfig, inputs: Mapping[str, Artifact], ctx: Co
     if decision["decision"] == "promote":
         decision = check_last(decision, measure(before, "heldout"), config, seed)
     write_json(ctx.out / "decision.json", decision)
-    ctx.metrics.summary(promote=float(decision["decision"] == "promote"), power=decision["power"])
+    told = f"{decision['decision']}: {decision['reasons'][0]} An equal candidate passes at {decision['power']:.0%}."
+    promoted = float(decision["decision"] == "promote")
+    ctx.metrics.summary(headline=told, promote=promoted, power=decision["power"])
 
 
 def latency(engine: TorchEngine, tasks: Sequence[Task], prompts: int) -> dict[str, float]:
