@@ -166,10 +166,10 @@ def _heldout(
             "control": control,
         },
     )
-    ceiling = "none" if ceilings["heldout"] is None else f"{ceilings['heldout']:.1%}"
+    reached = "none" if ceilings["heldout"] is None else f"{ceilings['heldout']:.1%}"
     first, best = (summaries[label]["score"] for label in (FIRST, BEST))
     ctx.metrics.summary(
-        headline=f"{best:.1%} held out; first harness {first:.1%}, oracle {ceiling}",
+        headline=f"{best:.1%} held out; first harness {first:.1%}, oracle {reached}",
         heldout_first=first,
         heldout_best=best,
         oracle=ceilings["heldout"],
