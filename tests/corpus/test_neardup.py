@@ -119,3 +119,19 @@ def test_by_default_a_copy_shares_seven_tenths_of_its_shingles():
     # Some of these pairs meet in a band: only the similarity asked for keeps them, but for an estimate far off.
     far, kept = near(20)
     assert 0.55 < far < 0.62 and len(kept) <= 2
+
+
+def test_texts_meet_in_one_whole_band_of_eight_bins():
+    table = np.arange(2 * BINS, dtype=np.uint64).reshape(2, BINS)
+    table[1, 8:15] = table[0, 8:15]
+    assert list(clusters(table, 0.01)) == [0, 1]
+    table[1, 15] = table[0, 15]
+    assert list(clusters(table, 0.01)) == [0, 0]
+
+
+def test_texts_of_one_band_are_held_against_their_neighbours_too():
+    # All four meet in the first band; only the second and the third are alike.
+    table = np.arange(4 * BINS, dtype=np.uint64).reshape(4, BINS)
+    table[:, :8] = table[0, :8]
+    table[2, :100] = table[1, :100]
+    assert list(clusters(table, 0.5)) == [0, 1, 1, 3]
