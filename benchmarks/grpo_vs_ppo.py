@@ -43,9 +43,9 @@ from loopline.model.checkpoint import save_checkpoint
 from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
 from loopline.posttrain.config import GRPOConfig
+from loopline.posttrain.grpo import grpo
 from loopline.posttrain.sft import sft
 from loopline.posttrain.sft_config import SFTConfig
-from loopline.posttrain.stage import grpo
 from loopline.store.artifact import Artifact, content_digest
 from loopline.store.context import Context
 from loopline.tasks.generators import arithmetic

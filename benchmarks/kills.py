@@ -191,8 +191,7 @@ def main() -> None:
     """Spread the kills over the commands, and write what came of it."""
     # Children inherit these by forking, so that a kill seldom hits the loading of torch and what its optimizers load.
 
-    import loopline.posttrain.preference
-    import loopline.posttrain.stage  # noqa: F401
+    import loopline.posttrain.grpo  # noqa: F401
 
     arguments = common.parse(__doc__, lambda parser: parser.add_argument("--kills", type=int, default=100))
     kills, steps = (6, QUICK) if arguments.quick else (arguments.kills, STEPS)

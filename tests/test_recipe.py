@@ -173,11 +173,11 @@ def test_overrides_reach_any_depth_and_are_yaml(tmp_path):
 
 
 def test_an_override_means_the_node_of_that_name_else_every_node_of_that_kind(tmp_path):
-    line = "[raw, data, plan, pretrain, sft, {sft: {}, name: again}, {repeat: {times: 2, line: [rft]}}]"
+    line = "[raw, data, plan, pretrain, sft, {sft: {}, name: again}, {repeat: {times: 2, line: [preference]}}]"
     text = "tasks: {}\nline: " + line
-    recipe = load(tmp_path, text, "sft.steps=5", "again.steps=6", "rft.steps=7", "rft_2.steps=8")
+    recipe = load(tmp_path, text, "sft.steps=5", "again.steps=6", "preference.steps=7", "preference_2.steps=8")
     steps = {node.name: node.settings.steps for node in recipe.nodes[-4:]}
-    assert steps == {"sft": 5, "again": 6, "rft_1": 7, "rft_2": 8}
+    assert steps == {"sft": 5, "again": 6, "preference_1": 7, "preference_2": 8}
 
 
 def test_a_later_override_wins_and_lists_and_maps_are_values(tmp_path):

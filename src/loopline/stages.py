@@ -30,6 +30,7 @@ MODULES = (
     "loopline.posttrain.start_config",
     "loopline.posttrain.sft_config",
     "loopline.posttrain.config",
+    "loopline.posttrain.reject_config",
     "loopline.posttrain.preference_config",
     "loopline.agents.config",
     "loopline.distill.config",

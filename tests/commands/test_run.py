@@ -182,7 +182,7 @@ def test_reject_iterates_and_keeps_held_out_questions_away(model, questions, tmp
     settings = ("steps=1", "samples=4", "max_new_tokens=100", "minimum=2", "similarity=1.0")
     options = {"columns": "prompt=question", "grader": str(grader), "force_grader": True, "heldout": held}
     done, _ = tune("reject", model, questions, tmp_path / "out", *settings, rounds=2, **options)
-    assert list(ran(done)) == ["data", "grader", "heldout", "reject_1", "reject_2"]
+    assert list(ran(done)) == ["data", "grader", "reject_1", "reject_2"]
     facts = read_json(tmp_path / "out/model/accepted.json")
     assert facts["prompts"] == 18 and facts["prompts_held_out"] == 6
     loads(tmp_path / "out/model")

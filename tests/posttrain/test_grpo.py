@@ -14,7 +14,7 @@ from loopline.grading.reward import RewardConfig
 from loopline.inference.engine import TorchEngine
 from loopline.posttrain import grpo as module
 from loopline.posttrain.config import GRPOConfig
-from loopline.posttrain.stage import grpo
+from loopline.posttrain.grpo import grpo
 from loopline.rl.rollout_config import RolloutConfig, RolloutRuntime
 from loopline.store.artifact import content_digest
 from tests.support import make_artifact, make_context

@@ -8,30 +8,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from loopline.posttrain.config import RejectConfig
-from loopline.posttrain.selection import REASONS, balance, histogram, quarter, select
+from loopline.posttrain.reject_config import RejectConfig
+from loopline.posttrain.selection import REASONS, Answer, Group, balance, histogram, quarter, rollout_groups, select
 from loopline.text.overlap import HeldoutText
 from loopline.text.words import jaccard
 
 
-def output(text, score=1.0, finish="stop", tokens=None, **more):
-    return {"text": text, "score": score, "finish": finish, "tokens": tokens or len(text.split()) + 1, **more}
+def output(text, score=1.0, finish="stop", tokens=None, length=0, rank=None):
+    ids = tuple(range(length))
+    return Answer(text, score, finish, tokens or len(text.split()) + 1, ids[:1], ids[1:], rank)
 
 
-def group(task, *outputs, prompt=None):
-    return {
-        "task": task,
-        "task_set": "prompts",
-        "messages": [{"role": "user", "content": prompt or f"question {task}"}],
-        "outputs": list(outputs),
-    }
+def group(task, *answers, prompt=None):
+    messages = ({"role": "user", "content": prompt or f"question {task}"},)
+    return Group(task, "prompts", messages, answers)
 
 
-def chosen(groups, heldout=None, room=None, **changes):
-    found = select(groups, RejectConfig(bucket_share=1.0, **changes), heldout, np.random.default_rng(0), room)
-    assert sum(found.rejected.values()) + len(found.rows) == sum(len(item["outputs"]) for item in groups)
+def chosen(groups, heldout=None, position_limit=None, **changes):
+    config = RejectConfig(bucket_share=1.0, **changes)
+    found = select(groups, config, heldout, np.random.default_rng(0), position_limit)
+    assert sum(found.rejected.values()) + len(found.kept) == sum(len(item.answers) for item in groups)
     rejected = {why: count for why, count in found.rejected.items() if count}
-    return [row["messages"][-1]["content"] for row in found.rows], rejected
+    return [one.answer.text for one in found.kept], rejected
 
 
 def test_the_rules_one_by_one():
@@ -46,8 +44,8 @@ def test_the_rules_one_by_one():
     assert chosen(groups, per_prompt=2)[0] == ["good", "short", "a longer one here"]
     assert chosen(groups, max_tokens=1)[1]["too long"] == 4
     assert chosen([group("a", output("good", length=21))], sequence_length=20)[1] == {"too long": 1}
-    assert chosen([group("a", output("good", length=21))], room=20)[1] == {"too long": 1}
-    assert chosen([group("a", output("good", length=20))], room=20)[0] == ["good"]
+    assert chosen([group("a", output("good", length=21))], position_limit=20)[1] == {"too long": 1}
+    assert chosen([group("a", output("good", length=20))], position_limit=20)[0] == ["good"]
 
 
 def test_the_best_of_n_by_grader_or_reward_model():
@@ -126,15 +124,17 @@ def test_every_answer_is_kept_or_accounted_for_and_keeps_the_rules(groups, per_p
     again = select(groups, config, None, np.random.default_rng(1))
     assert found == again
     assert tuple(found.rejected) == REASONS
-    assert sum(found.rejected.values()) + len(found.rows) == sum(len(item["outputs"]) for item in groups)
-    texts = [(row["messages"][0]["content"], row["messages"][-1]["content"]) for row in found.rows]
+    assert sum(found.rejected.values()) + len(found.kept) == sum(len(item.answers) for item in groups)
+    rows = [one.to_row() for one in found.kept]
+    assert all(row["given"] == 1 and len(row["messages"]) == 2 for row in rows)
+    texts = [(row["messages"][0]["content"], row["messages"][-1]["content"]) for row in rows]
     assert len(set(texts)) == len(texts)
-    for row in found.rows:
+    for row in rows:
         assert row["score"] >= threshold and row["tokens"] <= 9 and 0 < row["pass_rate"] <= 1
-    if len({row["task"] for row in groups}) == len(groups):
-        assert max(Counter(row["task"] for row in found.rows).values(), default=0) <= per_prompt
-        for row in found.rows:
-            for other in found.rows:
+    if len({item.task for item in groups}) == len(groups):
+        assert max(Counter(row["task"] for row in rows).values(), default=0) <= per_prompt
+        for row in rows:
+            for other in rows:
                 if row is not other and row["task"] == other["task"] and overlap < 1:
                     assert jaccard(row["messages"][-1]["content"], other["messages"][-1]["content"]) < overlap
 
@@ -158,3 +158,16 @@ def test_balance_bounds_the_largest_quarter_and_drops_no_more_than_it_must(rates
 def test_the_histogram_counts_every_prompt_once():
     rates = [0.0, 0.1, 0.25, 0.26, 0.5, 0.75, 0.9, 1.0, 1.0]
     assert histogram(rates) == {"0": 1, "0 to 1/4": 2, "1/4 to 1/2": 2, "1/2 to 3/4": 1, "3/4 to 1": 1, "1": 2}
+
+
+def test_rollouts_of_one_prompt_compete_and_early_ones_do_not_count():
+    def row(step, task, *texts):
+        outputs = [{"text": text, "score": 1.0, "finish": "stop", "tokens": 3, "reward": 1.0} for text in texts]
+        messages = [{"role": "user", "content": f"question {task}"}]
+        return {"step": step, "task": task, "task_set": "sums", "messages": messages, "outputs": outputs}
+
+    rows = [row(0, "a", "early", "too"), row(2, "a", "x"), row(3, "b", "y"), row(3, "a", "z")]
+    groups, early = rollout_groups(rows, 0.5)
+    assert early == 2
+    assert {one.task: [answer.text for answer in one.answers] for one in groups} == {"a": ["x", "z"], "b": ["y"]}
+    assert rollout_groups([], 0.5) == ([], 0)

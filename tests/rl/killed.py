@@ -50,7 +50,7 @@ def arm(moment):
 def run(world, job):
     """The stage, as the line would run it: into a directory whose state survives."""
     from loopline.posttrain.config import GRPOConfig
-    from loopline.posttrain.stage import grpo
+    from loopline.posttrain.grpo import grpo
     from loopline.store.artifact import Artifact
     from tests.support import make_context
 
@@ -63,7 +63,7 @@ def run(world, job):
 def main():
     import torch
 
-    from loopline.posttrain import stage  # noqa: F401
+    import loopline.posttrain.grpo  # noqa: F401
     from loopline.training import loop
     from loopline.training.config import OptimizerConfig
     from tests.support_model import tiny_model

@@ -21,6 +21,10 @@ def data(config: DataConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
     table = read_table(inputs["file"].path)
     found = normalize(table, "prompts", config)
     write_jsonl(ctx.out / "train.jsonl", ({**row, "task_set": PROMPTS, "grader": GRADER} for row in found.rows))
+    if "heldout" in inputs:
+        kept = normalize(read_table(inputs["heldout"].path), "prompts", config.model_copy(update={"limit": None})).rows
+        whole = ({**row, "task_set": PROMPTS, "grader": GRADER, "part": "heldout"} for row in kept)
+        write_jsonl(ctx.out / "heldout.jsonl", whole)
     facts = {"format": table.format, "layout": list(found.layout), "rows": len(found.rows), "left_out": found.counts}
     write_json(ctx.out / "data.json", facts)
     ctx.metrics.summary(rows=len(found.rows))

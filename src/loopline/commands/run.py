@@ -24,8 +24,8 @@ from loopline.inputs import find_input
 from loopline.line import Node
 from loopline.model.given import check_directory
 from loopline.pipeline import run_line
-from loopline.posttrain.config import RejectConfig
 from loopline.posttrain.preference_config import PreferenceConfig, RewardModelConfig
+from loopline.posttrain.reject_config import RejectConfig
 from loopline.posttrain.sft_config import SFTConfig
 from loopline.recipe import ComputeConfig, Recipe
 from loopline.settings import parse_settings, set_value, split_override
@@ -144,27 +144,24 @@ def plan_command(request: Request) -> Job:
         function = f"loopline.posttrain.{STAGES[request.command]}"
         job.add(request.command, 5, function, {"policy": "model", "data": "file"})
         return job
-    job.add("data", 2, f"{here}.data:data", {"file": "file"}, gives="rows")
+    files = {"file": "file"}
+    if request.heldout is not None:
+        job.given["heldout"] = find_input(str(request.heldout), Path(), "--heldout", "heldout")
+        files["heldout"] = "heldout"
+    job.add("data", 2, f"{here}.data:data", files, gives="rows")
     given = {"policy": "model", "tasks": "data"}
     job.add("grader", 6, "loopline.evaluation.graders:graders", given, gives="graders")
     inputs = {**given, "graders": "grader"}
     if request.command == "grpo":
-        job.add("grpo", 5, "loopline.posttrain.stage:grpo", inputs)
+        job.add("grpo", 5, "loopline.posttrain.grpo:grpo", inputs)
         return job
-    if request.heldout is not None:
-        job.given["heldout_file"] = find_input(str(request.heldout), Path(), "--heldout", "heldout")
-        job.sections["heldout"] = job.sections["data"].model_copy(update={"limit": None})
-        job.add("heldout", 2, f"{here}.data:data", {"file": "heldout_file"}, gives="rows")
-        inputs["heldout"] = "heldout"
     if request.reward_model is not None:
         job.given["reward_model"] = find_input(str(request.reward_model), Path(), "--reward-model", "reward_model")
         inputs["reward_model"] = "reward_model"
-    restart = job.sections["reject"].restart  # type: ignore[attr-defined]
     before = "model"
     for number in range(1, request.rounds + 1):
         name = f"reject_{number}"
-        start = "model" if restart else before
-        job.add(name, 5, "loopline.posttrain.stage:reject", {**inputs, "policy": before, "start": start}, "reject")
+        job.add(name, 5, "loopline.posttrain.reject:reject", {**inputs, "policy": before}, "reject")
         before = name
     return job
 

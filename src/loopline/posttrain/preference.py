@@ -19,6 +19,7 @@ import torch
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_json
 from loopline.chat.load import load_tokenizer
+from loopline.evaluation.during import development
 from loopline.model.language_model import LanguageModel
 from loopline.posttrain.data import checkpoint_of, heldout_of, read_sources
 from loopline.posttrain.pairs import kto_items, pair_items
@@ -73,7 +74,7 @@ def preference(config: PreferenceConfig, inputs: Mapping[str, Artifact], ctx: Co
             items = kto_items(cast("list[Labelled]", rows), tokenizer, limit, bar.advance)
         else:
             items = pair_items(cast("list[Pair]", rows), tokenizer, bar.advance)
-    learn(items, start, config, ctx, {"read": facts})
+    learn(items, start, config, inputs, ctx, {"read": facts})
 
 
 def together(sources: Mapping[str, Sequence[dict[str, Any]]], what: str) -> list[dict[str, Any]]:
@@ -86,12 +87,14 @@ def together(sources: Mapping[str, Sequence[dict[str, Any]]], what: str) -> list
 
 
 def learn(
-    items: Sequence[Item], start: Path, config: LossConfig, ctx: Context, facts: Mapping[str, Any]
-) -> dict[str, float]:
-    """Train the checkpoint in `start` on pairs (or on KTO's groups), and write it to `ctx.out`.
-
-    Writes training.json with `facts`, and returns the metrics of the last step.
-    """
+    items: Sequence[Item],
+    start: Path,
+    config: LossConfig,
+    inputs: Mapping[str, Artifact],
+    ctx: Context,
+    facts: Mapping[str, Any],
+) -> None:
+    """Train the checkpoint in `start` on pairs (or on KTO's groups), and write it to `ctx.out` beside training.json."""
     kept, left_out = fit(items, config, position_limit(start))
     model = load_policy(start, config.adapter, ctx.device)
     groups = [item.examples for item in kept]
@@ -101,11 +104,11 @@ def learn(
         [(first, second) for first, second in groups], config.batch_size, ctx.seed_for("order"), config.rows_per_batch
     )
     steps = config.steps_for(len(kept))
-    last = train(model, objective_of(config), source, steps, config, ctx, config.loss)
+    with development(config.evaluate, model, start, inputs, ctx) as evaluations:
+        last = train(model, objective_of(config), source, steps, config, ctx, config.loss, evaluations=evaluations)
     save_policy(model, start, ctx.out)
     write_json(ctx.out / "training.json", {"rows": len(kept), "steps": steps, "left_out": left_out, **facts})
     ctx.metrics.summary(**{name: last[name] for name in SHOWN if name in last}, rows=len(kept), steps=steps)
-    return last
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
 SOURCES = {
     "policy": Takes("checkpoint|release"),
     "tasks": Takes("tasks", required=False),
+    "graders": Takes("graders", required=False),
     "rows": Takes("rows|checkpoint", required=False, many=True, by_default=False),
 }
 
@@ -102,5 +103,50 @@ class RewardModelConfig(TrainingConfig):
     """What closes a step (`process`); the score of a step is read at its last token."""
     centering: float = Field(default=0.0, ge=0)
     """Weight of the squared sum of a pair's scores, which keeps them around zero (arXiv:2312.09244)."""
-    adapter: None = None
-    """A scoring layer is trained with the whole model."""
+
+    @model_validator(mode="after")
+    def _scores_only(self) -> RewardModelConfig:
+        if self.adapter is not None or self.evaluate.every:
+            raise ValueError(
+                "a reward model is trained whole and answers no tasks: leave adapter and evaluate.every out"
+            )
+        return self
+
+
+@stage(
+    "align",
+    run="loopline.posttrain.align:align",
+    takes={"policy": Takes("checkpoint"), "tasks": Takes("tasks"), "graders": Takes("graders")},
+    gives="checkpoint",
+    area=5,
+    version=2,
+)
+class AlignConfig(LossConfig):
+    """Preference training on the policy's own answers, told good from bad by the tasks' graders."""
+
+    tasks: tuple[str, ...] = ("tag:must_refuse", "tag:must_answer")
+    """Task sets (names, or `tag:<tag>`) whose graders say what conduct is wanted."""
+    prompts: int = Field(default=900, ge=1)
+    """Tasks of them that are sampled for pairs."""
+    written: bool = True
+    """Where no sample passes, prefer the task's written answer, if it has one, to a sample that fails."""
+    retain: tuple[str, ...] = ("tag:reasoning",)
+    """Task sets sampled for pairs of a right and a wrong answer of like length, which keep what they test in place."""
+    retain_prompts: int = Field(default=300, ge=0)
+    """Tasks of them that are sampled, in equal parts per set."""
+    samples: int = Field(default=4, ge=2)
+    """Answers sampled of each prompt."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer, in tokens."""
+    sft_weight: float | None = Field(default=0.2, ge=0)
+    """Weight of the chosen answer's own likelihood beside the preference."""
+    batch_size: int = Field(default=32, ge=1)
+    """Preference pairs per optimizer step."""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> AlignConfig:
+        if self.loss in ("kto", "apo_zero_unpaired"):
+            raise ValueError(f"align makes pairs, which the loss {self.loss} does not take: use dpo or one like it")
+        return self

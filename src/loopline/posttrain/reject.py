@@ -1,150 +1,203 @@
-"""Rejection sampling as a stage: sample the policy, grade, select, write a data set with its card, train on it.
+"""Rejection sampling and distillation: sample, grade, select, write a data set with its card, train on it.
 
-    reject(RejectConfig(samples=16), {"policy": p, "start": p, "tasks": t, "graders": g}, ctx)
+    - repeat: {times: 2, line: [{reject: {tasks: {math: 1}, samples: 16}}]}
+    - reject: {from_rollouts: true}                      # what reinforcement learning sampled anyway
+    - distill: {student: ../small, tasks: {math: 1}}     # a teacher's answers, another start
 
-Several rounds are several nodes of a line, each with the one before it as its policy (`loopline reject --rounds 3`),
-so that each is resumed, named and kept by itself. Writes accepted.jsonl, samples.jsonl, accepted.json and README.md
-beside the checkpoint. Not covered: environments with tools (see `agents`), the line's own stage, which reuses the
-rollouts of reinforcement learning instead of sampling anew (see `rft`).
+Both are one procedure: who answers and who is trained differ. Writes rows.jsonl, accepted.json and README.md beside the
+checkpoint, and samples.jsonl where it sampled. Not covered: environments with tools (see `agents`), learning from a
+teacher's probabilities.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loopline.attempts.ask import ask
 from loopline.attempts.attempt import Attempt
 from loopline.base.errors import UserError
-from loopline.base.files import write_json, write_jsonl, write_text
+from loopline.base.files import read_jsonl, write_json, write_jsonl, write_text
 from loopline.chat.load import load_tokenizer
+from loopline.evaluation.during import development
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Sampling, TorchEngine
 from loopline.posttrain.card import Section, dataset_card, quantiles, size_category
-from loopline.posttrain.config import RejectConfig
+from loopline.posttrain.data import HeldoutTasks, checkpoint_of, chosen_sets, demonstrations
 from loopline.posttrain.grpo import refuse_bad_graders
+from loopline.posttrain.reject_config import DistillConfig, RejectConfig
 from loopline.posttrain.scoring import score_conversations
-from loopline.posttrain.selection import Selection, histogram, passes, select
+from loopline.posttrain.selection import Accepted, Group, Selection, group_of, histogram, passes, rollout_groups, select
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 from loopline.tasks.task import Task, load_tasks
-from loopline.text.overlap import HeldoutText
-from loopline.training.conversations import conversation_example
+from loopline.training.batch import Example
+from loopline.training.conversations import conversation_example, sets_of
 from loopline.training.finetune import fine_tune
 from loopline.training.lengths import Item, position_limit
+from loopline.training.sources import set_indices
+
+ACCEPTED = "accepted"
+"""What the accepted answers are called among the sources of a step."""
 
 
 def reject(config: RejectConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Sample "policy" on "tasks", and train "start" (without one, the policy) on what "graders" let pass.
 
-    "heldout" (a tasks artifact) is kept out of prompts and answers; "reward_model" (a checkpoint) ranks answers for
-    `select: best`. Raises `UserError` when too few answers pass.
+    "reward_model" ranks answers for `select: best`. Raises `UserError` when too few answers pass.
     """
-    tasks = load_tasks(inputs["tasks"] / "train.jsonl")
-    refuse_bad_graders(inputs["graders"], {task.grader for task in tasks})
-    heldout = heldout_text(inputs["heldout"] / "train.jsonl") if "heldout" in inputs else None
-    clean = [task for task in tasks if heldout is None or not heldout.holds(task.prompt)]
-    if not clean:
-        raise UserError("Every prompt holds held-out text", "give training prompts that differ from the held-out file")
-    order = sorted(ctx.rng("prompts").permutation(len(clean))[: config.prompts])
-    groups = sample_groups([clean[number] for number in order], config, inputs, ctx)
-    if "reward_model" in inputs:
-        rank(groups, inputs["reward_model"].path, config, ctx)
-    start = inputs.get("start", inputs["policy"]).path
-    found = select(groups, config, heldout, ctx.rng("select"), position_limit(start))
-    facts = describe(found, groups, config, len(tasks) - len(clean))
-    if len(found.rows) < config.minimum:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in found.rejected.items() if count)
+    train_on_answers(config, inputs["policy"], inputs.get("start", inputs["policy"]), inputs, ctx)
+
+
+def distill(config: DistillConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
+    """Sample "teacher" on "tasks", and train "student" on what "graders" let pass."""
+    if "student" not in inputs:
         raise UserError(
-            f"Only {len(found.rows)} answers to {len(groups)} prompts were accepted, fewer than minimum "
-            f"({config.minimum}); the others: {reasons or 'none'}",
-            "sample more answers (--set samples=...), train the policy first, use easier prompts, or lower minimum",
+            "There is no student to train", "set `student` to a checkpoint directory, or inputs: {student: NODE}"
         )
-    write_jsonl(ctx.out / "samples.jsonl", groups)
-    write_jsonl(ctx.out / "accepted.jsonl", found.rows)
+    train_on_answers(config, inputs["teacher"], inputs["student"], inputs, ctx)
+
+
+def train_on_answers(
+    config: RejectConfig, answerer: Artifact, trained: Artifact, inputs: Mapping[str, Artifact], ctx: Context
+) -> None:
+    """Train one checkpoint on the accepted answers of another, or of itself."""
+    heldout = HeldoutTasks(inputs["tasks"])
+    early = 0
+    if config.from_rollouts:
+        groups, early = rollout_groups(read_jsonl(answerer / "rollouts.jsonl"), config.from_step)
+        held_out = 0
+    else:
+        tasks = prompts_of(config, inputs, ctx)
+        refuse_bad_graders(inputs["graders"], {task.grader for task in tasks})
+        clean = [task for task in tasks if not heldout.holds(task.prompt)]
+        held_out = len(tasks) - len(clean)
+        if not clean:
+            raise UserError(
+                "Every prompt holds held-out text", "give training prompts that differ from the held-out part"
+            )
+        attempts = sample(clean, config, answerer.path, inputs, ctx)
+        groups = [group_of(group) for group in attempts]
+        write_jsonl(ctx.out / "samples.jsonl", (attempt.to_row() for group in attempts for attempt in group))
+    if "reward_model" in inputs:
+        groups = rank(groups, inputs["reward_model"].path, config, ctx)
+    start = checkpoint_of(trained).path
+    found = select(groups, config, heldout, ctx.rng("select"), position_limit(start))
+    facts = describe(found, groups, config, held_out, early)
+    if len(found.kept) < config.minimum:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in facts["rejected"].items() if count)
+        raise UserError(
+            f"Only {len(found.kept)} answers to {len(groups)} prompts were accepted, fewer than minimum "
+            f"({config.minimum}); the others: {reasons or 'none'}",
+            "sample more answers (samples), train the policy first, use easier prompts, or lower minimum",
+        )
+    write_jsonl(ctx.out / "rows.jsonl", (one.to_row() for one in found.kept))
     write_json(ctx.out / "accepted.json", facts)
     write_text(ctx.out / "README.md", card(facts))
-    tokenizer = load_tokenizer(start)
-    items = [
-        Item(row["task"], (conversation_example(tokenizer, row["messages"], row["task"], row["given"]),))
-        for row in found.rows
-    ]
-    done = fine_tune(start, {"accepted": items}, {"accepted": 1.0}, config, ctx, "training on accepted answers")
+    items = {ACCEPTED: items_of(found.kept, answerer.path, start)}
+    written, sets, left_out = demonstrations(load_tokenizer(start), inputs, config.replay, heldout, ctx.rng("styles"))
+    whole = sum(sets.values()) or 1.0
+    shares = {ACCEPTED: config.share, **{name: (1 - config.share) * part / whole for name, part in sets.items()}}
+    watch = partial(
+        development, config.evaluate, start=start, inputs=inputs, ctx=ctx, max_new_tokens=config.max_new_tokens
+    )
+    done = fine_tune(start, {**items, **written}, shares, config, ctx, "training on accepted answers", watch=watch)
+    write_json(ctx.out / "training.json", {**done.facts, "read": {"replay": {"left_out": {"held-out text": left_out}}}})
     ctx.metrics.summary(
-        loss=done.loss, accepted=len(found.rows), mean_pass_rate=facts["mean_pass_rate"], steps=done.steps
+        loss=done.loss,
+        accepted=len(found.kept),
+        mean_pass_rate=facts["mean_pass_rate"],
+        steps=done.steps,
+        parameters=done.parameters,
     )
 
 
-def heldout_text(path: Path) -> HeldoutText:
-    """The prompts of a held-out tasks file."""
-    return HeldoutText([task.prompt for task in load_tasks(path)])
+def prompts_of(config: RejectConfig, inputs: Mapping[str, Artifact], ctx: Context) -> list[Task]:
+    """The training tasks to answer: of `tasks` in their shares, else any, without repetition."""
+    if not config.tasks:
+        tasks = load_tasks(inputs["tasks"] / "train.jsonl")
+        order = sorted(ctx.rng("prompts").permutation(len(tasks))[: config.prompts])
+        return [tasks[number] for number in order]
+    shares = chosen_sets(inputs, config.tasks)
+    members = sets_of(load_tasks(inputs["tasks"] / "train.jsonl", sets=list(shares)), shares)
+    sizes = {name: len(found) for name, found in members.items()}
+    whole = sum(shares.values())
+    most = int(min(sizes[name] * whole / share for name, share in shares.items()))
+    count = max(1, min(config.prompts or most, most))
+    return [members[name][i] for name, i in set_indices(sizes, shares, count, 0, ctx.seed)]
 
 
-def sample_groups(
-    tasks: Sequence[Task], config: RejectConfig, inputs: Mapping[str, Artifact], ctx: Context
-) -> list[dict[str, Any]]:
-    """Graded answers of the policy, one group per task; saved every so many prompts, so that a killed run goes on."""
-    engine = TorchEngine.from_checkpoint(inputs["policy"].path, device=ctx.device)
+def sample(
+    tasks: Sequence[Task], config: RejectConfig, policy: Path, inputs: Mapping[str, Artifact], ctx: Context
+) -> list[list[Attempt]]:
+    """Graded answers of a checkpoint; saved as they come, so that a killed run goes on."""
+    engine = TorchEngine.from_checkpoint(policy, device=ctx.device)
     sampling = Sampling(config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, n=config.samples)
     with (
         GraderSet.from_json(inputs["graders"] / "graders.json", workers=ctx.threads) as graders,
         ctx.progress("sampling answers", len(tasks)) as bar,
     ):
-        groups = ask(
+        return ask(
             engine, tasks, sampling, graders=graders, seed=ctx.seed, state=ctx.state / "answers", progress=bar.advance
         )
+
+
+def items_of(kept: Sequence[Accepted], policy: Path, start: Path) -> list[Item]:
+    """Accepted answers as sequences: the ids that were sampled where the start reads the same ones, else the text."""
+    files = [path / "tokenizer.json" for path in (policy, start)]
+    same = policy == start or files[0].read_bytes() == files[1].read_bytes()
+    tokenizer = load_tokenizer(start)
+    items: list[Item] = []
+    for one in kept:
+        prompt, ids = one.answer.prompt, one.answer.ids
+        if same and prompt and ids:
+            example = Example([*prompt, *ids], [0.0] * len(prompt) + [1.0] * len(ids))
+        else:
+            row = one.to_row()
+            tools = row.get("tools", ())
+            example = conversation_example(tokenizer, row["messages"], row["id"], row["given"], tools=tools)
+        items.append(Item(one.group.task, (example,)))
+    return items
+
+
+def rank(groups: Sequence[Group], model: Path, config: RejectConfig, ctx: Context) -> list[Group]:
+    """The groups, every passing answer with a "rank": what the reward model thinks of it."""
+    passing = [(group, answer) for group in groups for answer in group.answers if passes(answer, config)]
+    with ctx.progress("ranking answers", len(passing)) as bar:
+        talks = [[*group.messages, {"role": "assistant", "content": answer.text}] for group, answer in passing]
+        scores = iter(score_conversations(model, talks, ctx.device, bar.advance))
     return [
-        {
-            "task": task.id,
-            "task_set": task.task_set,
-            "messages": list(task.messages),
-            "outputs": [_output(engine, attempt) for attempt in group],
-        }
-        for task, group in zip(tasks, groups, strict=True)
+        replace(
+            group,
+            answers=tuple(
+                replace(answer, rank=round(next(scores), 6)) if passes(answer, config) else answer
+                for answer in group.answers
+            ),
+        )
+        for group in groups
     ]
 
 
-def _output(engine: TorchEngine, attempt: Attempt) -> dict[str, Any]:
-    """One answer as selection reads it."""
-    row = attempt.to_row()
-    output = {"text": attempt.text, **{name: row[name] for name in ("score", "finish", "tokens", "flags")}}
-    if attempt.score:
-        # Written as text and read again, an answer may take more tokens than were sampled.
-        whole = [*attempt.task.messages, {"role": "assistant", "content": attempt.text}]
-        output["length"] = len(engine.tokenizer.render(whole))
-    return output
-
-
-def rank(groups: Sequence[dict[str, Any]], model: Path, config: RejectConfig, ctx: Context) -> None:
-    """Give every passing answer a "rank": what the reward model thinks of it."""
-    passing = [(group, output) for group in groups for output in group["outputs"] if passes(output, config)]
-    with ctx.progress("ranking answers", len(passing)) as bar:
-        conversations = [
-            [*group["messages"], {"role": "assistant", "content": output["text"]}] for group, output in passing
-        ]
-        scores = score_conversations(model, conversations, ctx.device, bar.advance)
-    for (_, output), score in zip(passing, scores, strict=True):
-        output["rank"] = round(score, 6)
-
-
 def describe(
-    found: Selection, groups: Sequence[Mapping[str, Any]], config: RejectConfig, heldout_prompts: int
+    found: Selection, groups: Sequence[Group], config: RejectConfig, heldout_prompts: int, early: int
 ) -> dict[str, Any]:
     """Counts, reasons, the histogram of pass rates, and lengths."""
-    kept = [row["tokens"] for row in found.rows]
     rates = found.pass_rates
     return {
+        "source": "rollouts" if config.from_rollouts else "samples",
         "prompts": len(groups),
         "prompts_held_out": heldout_prompts,
-        "samples": sum(len(group["outputs"]) for group in groups),
-        "kept": len(found.rows),
-        "prompts_kept": len({row["task"] for row in found.rows}),
-        "rejected": found.rejected,
+        "samples": early + sum(len(group.answers) for group in groups),
+        "kept": len(found.kept),
+        "prompts_kept": len({one.group.task for one in found.kept}),
+        "rejected": {**({"too early": early} if config.from_rollouts else {}), **found.rejected},
         "mean_pass_rate": round(sum(rates) / len(rates), 6) if rates else None,
         "pass_rates": histogram(rates),
-        "tokens_kept": quantiles(kept),
-        "tokens_sampled": quantiles([output["tokens"] for group in groups for output in group["outputs"]]),
+        "tokens_kept": quantiles([one.answer.tokens for one in found.kept]),
+        "tokens_sampled": quantiles([answer.tokens for group in groups for answer in group.answers]),
         "settings": {
             name: getattr(config, name)
             for name in (
@@ -163,7 +216,7 @@ def card(facts: Mapping[str, Any]) -> str:
 
     sections: dict[str, Section] = {
         "What this is": "Answers that a policy gave to training prompts, kept where a grader accepts them. One row of "
-        "`accepted.jsonl` is a conversation (`messages`), its `task`, `score`, `pass_rate` and `tokens`; "
+        "`rows.jsonl` is a conversation (`messages`), its `task`, `score`, `pass_rate` and `tokens`; "
         "`samples.jsonl` holds every answer sampled.",
         "Counts": [
             ("prompts sampled", facts["prompts"]),

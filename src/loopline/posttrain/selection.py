@@ -1,24 +1,23 @@
 """Which sampled answers become training data, and why the others do not.
 
-    selection = select(groups, config, heldout, rng)       # Selection(rows, rejected, pass_rates)
+    selection = select(groups, config, heldout, rng)       # Selection(rows, answers, rejected, pass_rates)
 
-A group is {"task", "task_set", "messages", "outputs": [{"text", "score", "finish", "tokens"}]}, as one line of
-samples.jsonl; an output may carry the "length" of its whole conversation in tokens and a "rank" by a reward model.
-Every answer is kept or counted under one reason. Not covered: sampling and grading (see `reject`), the selection of the
-line's own stage (see `rft`).
+Every answer is kept or counted under one reason. An answer carries the ids it was sampled as, and those are what a
+policy with the same tokenizer is trained on. Not covered: sampling and grading (see `reject`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
-from loopline.posttrain.config import RejectConfig
-from loopline.text.overlap import HeldoutText
+from loopline.attempts.attempt import Attempt
+from loopline.posttrain.reject_config import RejectConfig
+from loopline.tasks.rows import Conversation, Message
 from loopline.text.words import jaccard, words_of
 
 REASONS = (
@@ -38,120 +37,204 @@ REASONS = (
 QUARTERS = 4
 
 
+class Heldout(Protocol):
+    """What no kept answer may hold."""
+
+    def holds(self, text: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to a prompt."""
+
+    text: str
+    score: float | None
+    finish: str
+    """"stop", or "length" when it was cut off."""
+    tokens: int
+    """Tokens that were sampled."""
+    prompt: tuple[int, ...] = ()
+    """Ids of what the policy saw; empty where they were not kept."""
+    ids: tuple[int, ...] = ()
+    """Ids it wrote, the stop token included."""
+    rank: float | None = None
+    """What a reward model thinks of it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The answers to one prompt."""
+
+    task: str
+    task_set: str
+    messages: tuple[Message, ...]
+    answers: tuple[Answer, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A kept answer and where it comes from."""
+
+    group: Group
+    answer: Answer
+    pass_rate: float
+
+    def to_row(self) -> Conversation:
+        """A row of rows.jsonl."""
+        row: dict[str, Any] = {
+            "id": f"{self.group.task}/{self.group.answers.index(self.answer)}",
+            "task": self.group.task,
+            "task_set": self.group.task_set,
+            "messages": [*self.group.messages, {"role": "assistant", "content": self.answer.text}],
+            "given": len(self.group.messages),
+            "score": self.answer.score,
+            "pass_rate": self.pass_rate,
+            "tokens": self.answer.tokens,
+        }
+        if self.group.tools:
+            row["tools"] = list(self.group.tools)
+        return row  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Selection:
     """What was kept, and what was not."""
 
-    rows: list[dict[str, Any]]
-    """{"task", "task_set", "messages", "given", "score", "pass_rate", "tokens"}."""
+    kept: list[Accepted]
     rejected: dict[str, int]
     """Answers by reason."""
     pass_rates: list[float]
     """Of every prompt with a graded answer."""
 
 
-def passes(output: Mapping[str, Any], config: RejectConfig) -> bool:
+def group_of(attempts: Sequence[Attempt]) -> Group:
+    """The attempts at one task."""
+    task = attempts[0].task
+    answers = tuple(
+        Answer(
+            attempt.text,
+            attempt.score,
+            attempt.completion.finish,
+            attempt.tokens or 0,
+            attempt.prompt,
+            tuple(attempt.completion.token_ids),
+        )
+        for attempt in attempts
+    )
+    return Group(task.id, task.task_set, tuple(task.messages), answers, tuple(task.tools))
+
+
+def rollout_groups(rows: Sequence[Mapping[str, Any]], from_step: float) -> tuple[list[Group], int]:
+    """The groups of rollouts.jsonl after a share of the steps, one per task, and how many answers came earlier.
+
+    A prompt may have come up at several steps; its answers compete with each other.
+    """
+    last = max((row["step"] for row in rows), default=0) + 1
+    groups: dict[str, Group] = {}
+    early = 0
+    for row in rows:
+        if row["step"] < from_step * last:
+            early += len(row["outputs"])
+            continue
+        answers = tuple(Answer(o["text"], o["score"], o["finish"], o["tokens"]) for o in row["outputs"])
+        known = groups.get(row["task"], Group(row["task"], row["task_set"], tuple(row["messages"]), ()))
+        groups[row["task"]] = replace(known, answers=(*known.answers, *answers))
+    return list(groups.values()), early
+
+
+def passes(answer: Answer, config: RejectConfig) -> bool:
     """Whether an answer ended by itself and scored enough."""
-    return output["score"] is not None and output["score"] >= config.threshold and output["finish"] == "stop"
+    return answer.score is not None and answer.score >= config.threshold and answer.finish == "stop"
 
 
-def pass_rate(group: Mapping[str, Any], config: RejectConfig) -> float | None:
+def pass_rate(group: Group, config: RejectConfig) -> float | None:
     """Share of the graded answers that pass; None when none could be graded."""
-    graded = [output for output in group["outputs"] if output["score"] is not None]
-    return sum(passes(output, config) for output in graded) / len(graded) if graded else None
+    graded = [answer for answer in group.answers if answer.score is not None]
+    return sum(passes(answer, config) for answer in graded) / len(graded) if graded else None
 
 
 def select(
-    groups: Sequence[Mapping[str, Any]],
+    groups: Sequence[Group],
     config: RejectConfig,
-    heldout: HeldoutText | None,
+    heldout: Heldout | None,
     rng: np.random.Generator,
-    room: int | None = None,
+    position_limit: int | None = None,
 ) -> Selection:
-    """Apply every rule; the result depends on the arguments alone. `room` is what the model takes, in tokens."""
+    """Apply every rule; the result depends on the arguments alone. `position_limit` is the model's, in tokens."""
     rejected: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
-    rows: list[dict[str, Any]] = []
+    accepted: list[Accepted] = []
     seen: set[tuple[str, ...]] = set()
     rates = [pass_rate(group, config) for group in groups]
     for group, rate in zip(groups, rates, strict=True):
-        chosen = _of_group(group, rate, config, heldout, rejected, room)
-        prompt = [message["content"] for message in group["messages"]]
-        for output in chosen:
-            key = (*prompt, " ".join(words_of(output["text"])) or output["text"])
+        prompt = [str(message["content"]) for message in group.messages]
+        for answer in _of_group(group, rate, config, heldout, rejected, config.longest(position_limit)):
+            key = (*prompt, " ".join(words_of(answer.text)) or answer.text)
             if key in seen:
                 # The same prompt may be in the file twice.
                 rejected["repeated"] += 1
                 continue
             seen.add(key)
-            rows.append(
-                {
-                    "task": group["task"],
-                    "task_set": group["task_set"],
-                    "messages": [*group["messages"], {"role": "assistant", "content": output["text"]}],
-                    "given": len(group["messages"]),
-                    "score": output["score"],
-                    "pass_rate": rate,
-                    "tokens": output["tokens"],
-                }
-            )
-    kept = balance([row["pass_rate"] for row in rows], config.bucket_share, rng)
-    rejected["balance"] = len(rows) - len(kept)
-    return Selection([rows[number] for number in kept], dict(rejected), [rate for rate in rates if rate is not None])
+            accepted.append(Accepted(group, answer, rate or 0.0))
+    kept = balance([one.pass_rate for one in accepted], config.bucket_share, rng)
+    rejected["balance"] = len(accepted) - len(kept)
+    return Selection(
+        [accepted[number] for number in kept], dict(rejected), [rate for rate in rates if rate is not None]
+    )
 
 
 def _of_group(
-    group: Mapping[str, Any],
+    group: Group,
     rate: float | None,
     config: RejectConfig,
-    heldout: HeldoutText | None,
+    heldout: Heldout | None,
     rejected: Counter[str],
-    room: int | None,
-) -> list[Mapping[str, Any]]:
+    limit: int,
+) -> list[Answer]:
     """The answers kept of one prompt, best first; counts the others."""
     longest = config.max_tokens or config.max_new_tokens
-    limit = min(config.sequence_length, room or config.sequence_length)
-    candidates: list[Mapping[str, Any]] = []
-    for output in group["outputs"]:
-        if output["score"] is None:
+    candidates: list[Answer] = []
+    for answer in group.answers:
+        if answer.score is None:
             rejected["could not be graded"] += 1
-        elif output["finish"] != "stop":
+        elif answer.finish != "stop":
             rejected["cut off"] += 1
-        elif output["score"] < config.threshold:
+        elif answer.score < config.threshold:
             rejected["wrong"] += 1
-        elif output["tokens"] > longest or output.get("length", 0) > limit:
+        elif answer.tokens > longest or len(answer.prompt) + len(answer.ids) > limit:
             rejected["too long"] += 1
-        elif heldout is not None and heldout.holds(output["text"]):
+        elif heldout is not None and heldout.holds(answer.text):
             rejected["held-out text"] += 1
         else:
-            candidates.append(output)
+            candidates.append(answer)
     if rate is not None and rate < config.min_pass_rate:
         rejected["prompt too hard"] += len(candidates)
         return []
     if rate is not None and rate > config.max_pass_rate:
         rejected["prompt too easy"] += len(candidates)
         return []
-    kept: list[Mapping[str, Any]] = []
+    kept: list[Answer] = []
     texts: set[str] = set()
-    for output in sorted(candidates, key=lambda output: _order(output, config)):
-        text = " ".join(output["text"].split())
+    for answer in sorted(candidates, key=lambda answer: _order(answer, config)):
+        text = " ".join(answer.text.split())
         if text in texts:
             rejected["repeated"] += 1
         elif len(kept) >= config.per_prompt:
             rejected["not the best"] += 1
         elif config.similarity < 1 and any(
-            jaccard(text, " ".join(other["text"].split())) >= config.similarity for other in kept
+            jaccard(text, " ".join(other.text.split())) >= config.similarity for other in kept
         ):
             rejected["near duplicate"] += 1
         else:
-            kept.append(output)
+            kept.append(answer)
         texts.add(text)
     return kept
 
 
-def _order(output: Mapping[str, Any], config: RejectConfig) -> tuple[float, int, str]:
+def _order(answer: Answer, config: RejectConfig) -> tuple[float, int, str]:
     """Sorts a prompt's answers, best first."""
-    worth = 0.0 if config.select == "shortest" else float(output.get("rank", output["score"]))
-    return -worth, output["tokens"], output["text"]
+    worth = answer.score if answer.rank is None else answer.rank
+    return 0.0 if config.select == "shortest" else -(worth or 0.0), answer.tokens, answer.text
 
 
 def quarter(rate: float) -> int:

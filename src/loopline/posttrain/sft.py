@@ -12,9 +12,11 @@ covered: preferences (see `preference`), answers the policy samples itself (see 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from loopline.base.files import write_json
 from loopline.chat.load import load_tokenizer
+from loopline.evaluation.during import development
 from loopline.posttrain.data import checkpoint_of, demonstrations, heldout_of, mix, read_sources
 from loopline.posttrain.sft_config import SFTConfig
 from loopline.store.artifact import Artifact
@@ -46,6 +48,7 @@ def sft(config: SFTConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
         facts["tasks"] = {"left_out": {"held-out text": left_out}}
     items |= written
     shares = mix(items, sets, config.shares)
-    done = fine_tune(policy, items, shares, config, ctx, "fine-tuning", config.dynamic)
+    watch = partial(development, config.evaluate, start=policy, inputs=inputs, ctx=ctx)
+    done = fine_tune(policy, items, shares, config, ctx, "fine-tuning", config.dynamic, watch)
     write_json(ctx.out / "training.json", {**done.facts, "read": facts})
     ctx.metrics.summary(loss=done.loss, rows=done.facts["rows"], steps=done.steps)

@@ -121,6 +121,8 @@ class TrainingConfig(Config):
     """Train a low-rank adapter in place of the whole model, as in `adapter: {rank: 8}`."""
     guards: GuardConfig = GuardConfig()
     """What is done about spikes and numbers that are not finite."""
+    evaluate: DevelopmentConfig = DevelopmentConfig()
+    """Evaluations during training, best weights kept, early stopping."""
     runtime: TrainRuntime = TrainRuntime()
     """Checkpointing."""
 

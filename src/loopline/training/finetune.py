@@ -9,18 +9,23 @@ other objectives than the next token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loopline.model.language_model import LanguageModel
 from loopline.store.context import Context
 from loopline.training.config import TrainingConfig
+from loopline.training.evaluations import Evaluations
 from loopline.training.lengths import Item, fit, position_limit
 from loopline.training.loop import train
 from loopline.training.objectives import NextToken
 from loopline.training.policy import load_policy, save_policy
 from loopline.training.sources import SetSource
+
+Watch = Callable[[LanguageModel], AbstractContextManager[Evaluations | None]]
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,12 @@ def fine_tune(
     ctx: Context,
     description: str,
     dynamic: bool = False,
+    watch: Watch = lambda model: nullcontext(),
 ) -> FineTuned:
     """Train the checkpoint in `start` and write the result to `ctx.out`.
 
-    `shares` gives each source its part of every step, in proportion. Raises `UserError` for a source without examples
+    `shares` gives each source its part of every step, in proportion; `watch` gives what measures the model while it is
+    trained (see `evaluation.during`). Raises `UserError` for a source without examples
     and for a sequence that is too long, before the model is loaded.
     """
     limit = position_limit(start)
@@ -63,7 +70,8 @@ def fine_tune(
         kept, shares, config.batch_size, config.longest(limit), config.rows_per_batch, ctx.seed_for("order")
     )
     model = load_policy(start, config.adapter, ctx.device)
-    last = train(model, NextToken(dynamic), source, steps, config, ctx, description)
+    with watch(model) as evaluations:
+        last = train(model, NextToken(dynamic), source, steps, config, ctx, description, evaluations=evaluations)
     save_policy(model, start, ctx.out)
     tokens = sum(len(example.tokens) for examples in kept.values() for example in examples)
     parameters = sum(item.numel() for item in model.parameters())
