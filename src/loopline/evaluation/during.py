@@ -49,7 +49,8 @@ def development(
     missing = [name for name in ("tasks", "graders") if name not in inputs]
     if missing:
         raise UserError(
-            f"evaluate.every is {config.every}, but there are no {missing[0]}", "define `tasks`, or set it to 0"
+            f"evaluate.every is {config.every}, but there are no {missing[0]}",
+            f"define `tasks` and name the node (inputs: {{{missing[0]}: {missing[0]}}}), or set it to 0",
         )
     tasks = [task.with_facts() for task in chosen_tasks(inputs["tasks"].path, config.tasks, ("dev",), config.n)]
     sampling = Sampling(config.max_new_tokens or max_new_tokens or 256, temperature=config.temperature)

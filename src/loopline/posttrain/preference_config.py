@@ -38,7 +38,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
 SOURCES = {
     "policy": Takes("checkpoint|release"),
     "tasks": Takes("tasks", required=False),
-    "graders": Takes("graders", required=False),
+    "graders": Takes("graders", required=False, by_default=False),
     "rows": Takes("rows|checkpoint", required=False, many=True, by_default=False),
 }
 

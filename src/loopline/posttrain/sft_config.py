@@ -29,7 +29,7 @@ class DemonstrationsConfig(Config):
     takes={
         "policy": Takes("checkpoint|release"),
         "tasks": Takes("tasks", required=False),
-        "graders": Takes("graders", required=False),
+        "graders": Takes("graders", required=False, by_default=False),
         "rows": Takes("rows|checkpoint", required=False, many=True, by_default=False),
     },
     gives="checkpoint",
