@@ -169,7 +169,9 @@ def test_a_grader_that_pays_for_junk_is_refused_unless_forced(model, questions, 
 def test_a_grader_that_always_fails_is_refused_before_training(model, questions, tmp_path):
     grader = tmp_path / "broken.py"
     grader.write_text("def grade(sample, item):\n    return item['no_such_column']\n")
-    with pytest.raises(UserError, match=r"The grader failed on every one of .* reference answers.*no_such_column"):
+    with pytest.raises(
+        UserError, match=r"The grader 'grader' failed on every one of .* reference answers.*no_such_column"
+    ):
         tune("grpo", model, questions, tmp_path / "out", columns="prompt=question", grader=str(grader))
     assert not (tmp_path / "out/store/grader").exists()
 

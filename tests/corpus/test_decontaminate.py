@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
 from loopline.corpus.config import DecontaminationConfig, PythonConfig
-from loopline.corpus.decontaminate import HeldoutIndex, step, task_items
+from loopline.corpus.decontaminate import heldout_index, step, task_items
 from loopline.corpus.document import make_document
 from loopline.corpus.python_source import read_python
+from loopline.text.index import TextIndex
 from loopline.text.words import normal_form
 
 CONFIG = DecontaminationConfig()
@@ -37,7 +38,7 @@ def test_any_long_item_is_found_recased_and_repunctuated(seed, length, case, joi
     rng = np.random.default_rng(seed)
     item = list(rng.choice(WORDS, length))
     text = " ".join(rng.choice(WORDS, 80)) + ". " + case(joiner.join(item)) + "! " + " ".join(rng.choice(WORDS, 80))
-    matches = HeldoutIndex(items(" ".join(item)), CONFIG).find(["nothing here", text])
+    matches = TextIndex(items(" ".join(item))).find(["nothing here", text])
     assert {match.text for match in matches} == {1}
     assert min(m.start for m in matches) <= text.index(case(item[0])) + len(text) // 2
     assert any(m.whole for m in matches)
@@ -49,7 +50,7 @@ def test_any_long_item_is_found_recased_and_repunctuated(seed, length, case, joi
 @pytest.mark.parametrize("item", [LONG, MEDIUM, SUM, CODE])
 @pytest.mark.parametrize("change", [str, str.upper, lambda text: text.replace(" ", "   ").rstrip("?=")])
 def test_items_of_every_length_are_found(item, change):
-    index = HeldoutIndex(items(LONG, MEDIUM, SUM, CODE), CONFIG)
+    index = TextIndex(items(LONG, MEDIUM, SUM, CODE))
     text = f"Some text before. {change(item)} And after it."
     assert items(LONG, MEDIUM, SUM, CODE)[[LONG, MEDIUM, SUM, CODE].index(item)][0] in {
         m.item for m in index.find([text])
@@ -69,19 +70,19 @@ def test_items_of_every_length_are_found(item, change):
     ],
 )
 def test_what_only_resembles_an_item_is_not_one(text):
-    assert HeldoutIndex(items(LONG, MEDIUM, SUM, CODE), CONFIG).find([text]) == []
+    assert TextIndex(items(LONG, MEDIUM, SUM, CODE)).find([text]) == []
 
 
 def test_items_do_not_reach_across_documents():
     half = len(LONG) // 2
-    assert HeldoutIndex(items(LONG), CONFIG).find([LONG[:half], LONG[half:]]) == []
+    assert TextIndex(items(LONG)).find([LONG[:half], LONG[half:]]) == []
 
 
 def test_real_text_is_not_flagged():
     texts = [
         d.text for d in read_python(PythonConfig(code_megabytes=0.5, docstring_megabytes=0.5, licence_megabytes=0))
     ]
-    assert HeldoutIndex(items(LONG, MEDIUM, SUM, CODE), CONFIG).find(texts) == []
+    assert TextIndex(items(LONG, MEDIUM, SUM, CODE)).find(texts) == []
 
 
 def test_natural_text_loses_the_surroundings_and_generated_text_the_block():
@@ -96,14 +97,14 @@ def test_natural_text_loses_the_surroundings_and_generated_text_the_block():
         ),
         make_document("synthetic/arithmetic", "f", "1+2=3\n28-20+22+4=34"),
     ]
-    change = step(documents, HeldoutIndex(items(LONG, SUM, CODE), CONFIG), CONFIG)
+    change = step(documents, TextIndex(items(LONG, SUM, CODE)), CONFIG)
     assert change.removed == {1: "mostly held-out tasks", 5: "mostly held-out tasks"}
     assert set(change.edited) == {0, 3, 4}
     assert "Jon" not in change.edited[0].text
     assert len(change.edited[0].text) > len(documents[0].text) - 700
     assert change.edited[3].text == f"{filler[:400]}\n{filler[:300]}"
     assert change.edited[4].text == "def f(x):\n    return x\n\ndef f(x):\n    return x+1"
-    again = step(list(change.edited.values()), HeldoutIndex(items(LONG, SUM, CODE), CONFIG), CONFIG)
+    again = step(list(change.edited.values()), TextIndex(items(LONG, SUM, CODE)), CONFIG)
     assert not again.edited
     assert not again.removed
 
@@ -111,12 +112,12 @@ def test_natural_text_loses_the_surroundings_and_generated_text_the_block():
 def test_generated_text_may_share_templates_with_an_item():
     other = LONG.replace("Jon has 5", "Ida has 5")
     documents = [make_document("synthetic/w", "a", other), make_document("s", "a.txt", other + " " + "x y " * 500)]
-    assert set(step(documents, HeldoutIndex(items(LONG), CONFIG), CONFIG).edited) == {1}
+    assert set(step(documents, TextIndex(items(LONG)), CONFIG).edited) == {1}
 
 
 def test_overlap_is_the_share_of_ngrams():
     text = " ".join(WORDS[:100])
-    index = HeldoutIndex(items(text), CONFIG, whole=False)
+    index = TextIndex(items(text), whole=False)
     half = " ".join(WORDS[:50] + WORDS[200:250])
     assert index.overlap([text, half, "short"]).tolist() == [1.0, pytest.approx(38 / 88), 0.0]
 
@@ -124,7 +125,7 @@ def test_overlap_is_the_share_of_ngrams():
 def test_a_tasks_artifact_gives_prompts_programs_facts_and_documents(tmp_path):
     rows = [
         {"id": "a", "messages": [{"role": "user", "content": LONG}], "answer": "9", "grader": "final_answer"},
-        {"id": "b", "messages": [{"role": "user", "content": "Do it."}], "answer": CODE, "grader": "code_tests"},
+        {"id": "b", "messages": [{"role": "user", "content": "Do it."}], "answer": CODE, "grader": "g", "tests": []},
         {"id": "c", "messages": [], "facts": ["The red cup weighs 4 kilos."], "answer": "4", "grader": "final_answer"},
     ]
     assert [text for row in rows for _, text in task_items(row)] == [
@@ -139,10 +140,10 @@ def test_a_tasks_artifact_gives_prompts_programs_facts_and_documents(tmp_path):
         + "\n"
         + json.dumps({"id": "e", "part": "train", "text": "The grey hat costs 8 coins."})
     )
-    index = HeldoutIndex.from_tasks(tmp_path, CONFIG)
+    index = heldout_index(tmp_path, CONFIG)
     found = index.find(["the blue pot costs 9 coins", "the grey hat costs 8 coins", "the red cup weighs 4 kilos", CODE])
     assert {match.item for match in found} == {"b", "c", "d"}
     (tmp_path / "heldout.jsonl").write_text("")
     (tmp_path / "documents.jsonl").unlink()
     with pytest.raises(UserError, match="holds no held-out tasks"):
-        HeldoutIndex.from_tasks(tmp_path, CONFIG)
+        heldout_index(tmp_path, CONFIG)

@@ -13,7 +13,7 @@ from loopline.base.errors import UserError
 from loopline.base.files import read_json, read_jsonl, write_jsonl
 from loopline.chat.tokenizer import Tokenizer
 from loopline.corpus.config import DataConfig, RawConfig, TrafficDataConfig
-from loopline.corpus.decontaminate import HeldoutIndex
+from loopline.corpus.decontaminate import heldout_index
 from loopline.corpus.document import read_documents
 from loopline.corpus.stage import data, raw, traffic_data
 from loopline.tasks.generators.config import GeneratorConfig
@@ -91,7 +91,7 @@ def test_shards_decode_to_documents_that_hold_no_held_out_task(built):
     manifest = read_json(built / "data" / "manifest.json")
     shards = ShardSet(built / "data")
     tokenizer = Tokenizer.load(built / "data" / "tokenizer")
-    index = HeldoutIndex.from_tasks(built / "tasks", DataConfig().decontamination)
+    index = heldout_index(built / "tasks", DataConfig().decontamination)
     assert tokenizer.vocab_size == manifest["vocab_size"] == 400
     assert sum(entry["weight"] for entry in manifest["sources"].values()) == pytest.approx(1)
     natural = sum(entry["weight"] for name, entry in manifest["sources"].items() if name.startswith("python"))

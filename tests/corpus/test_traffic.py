@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from loopline.corpus.config import DecontaminationConfig, TrafficDataConfig
-from loopline.corpus.decontaminate import HeldoutIndex
+from loopline.corpus.config import TrafficDataConfig
 from loopline.corpus.traffic import collect, judge
+from loopline.text.index import TextIndex
 
 HELD_OUT = "Jon has 5 apples. Jon buys 17 more and gives 13 to Ann. How many apples does Jon have?"
-INDEX = HeldoutIndex([("h", HELD_OUT)], DecontaminationConfig())
+INDEX = TextIndex([("h", HELD_OUT)])
 CONFIG = TrafficDataConfig()
 
 

@@ -15,7 +15,7 @@ import xxhash
 from loopline.corpus.config import DedupConfig
 from loopline.corpus.document import Document
 from loopline.corpus.funnel import Change
-from loopline.corpus.kernel import Shard, Spans, batches
+from loopline.text.kernel import Shard, Spans, batches
 
 
 def exact_step(documents: Sequence[Document]) -> Change:

@@ -18,7 +18,7 @@ import numpy as np
 from loopline.corpus.config import DedupConfig
 from loopline.corpus.document import Document
 from loopline.corpus.funnel import Change
-from loopline.corpus.kernel import Shard, batches, mix, ngrams
+from loopline.text.kernel import Shard, batches, mix, ngrams
 
 BINS = 112
 _EMPTY = np.uint64(2**32)

@@ -14,7 +14,7 @@ import numpy as np
 from loopline.corpus.config import QualityRules
 from loopline.corpus.document import Document
 from loopline.corpus.funnel import Change
-from loopline.corpus.kernel import ALPHA, DIGIT, Shard, Spans, batches, hash_text, mix, ngrams, repeats
+from loopline.text.kernel import ALPHA, DIGIT, Shard, Spans, batches, hash_text, mix, ngrams, repeats
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 _STOP_HASHES = np.array([hash_text(word) for word in STOP_WORDS], dtype=np.uint64)

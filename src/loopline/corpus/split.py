@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from loopline.corpus import neardup
 from loopline.corpus.config import DecontaminationConfig, DedupConfig
-from loopline.corpus.decontaminate import HeldoutIndex
 from loopline.corpus.document import Document
+from loopline.text.index import TextIndex
 
 # Bands of four bins find pairs of similarity 0.5 with probability 0.84; similar texts must not be parted.
 _ROWS = 4
@@ -57,5 +57,7 @@ def leaked(documents: Sequence[Document], chosen: set[int], config: Decontaminat
     if not held:
         return set()
     training = [(documents[number].id, documents[number].text) for number in natural if number not in chosen]
-    overlap = HeldoutIndex(training, config, whole=False).overlap([documents[number].text for number in held])
+    overlap = TextIndex(training, config.ngram, config.shortest, whole=False).overlap(
+        [documents[number].text for number in held]
+    )
     return {number for number, part in zip(held, overlap, strict=True) if part > config.max_validation_overlap}

@@ -15,7 +15,7 @@ from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_json, write_jsonl
 from loopline.corpus import decontaminate, dedup, language, licences, neardup, normalize, pii, quality, split
 from loopline.corpus.config import DataConfig, RawConfig, TrafficDataConfig
-from loopline.corpus.decontaminate import HeldoutIndex
+from loopline.corpus.decontaminate import heldout_index
 from loopline.corpus.document import Document, count_by_source, read_documents, write_documents
 from loopline.corpus.funnel import Change, Funnel
 from loopline.corpus.python_source import read_python
@@ -26,6 +26,7 @@ from loopline.corpus.traffic import collect
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 from loopline.tasks.generators.generate import generate_documents
+from loopline.text.index import TextIndex
 
 
 def raw(config: RawConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
@@ -54,7 +55,7 @@ def raw(config: RawConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None
 def data(config: DataConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Clean, deduplicate, decontaminate, split, mix, tokenize and write shards."""
     documents = read_documents(inputs["raw"] / "documents.parquet")
-    held_out = HeldoutIndex.from_tasks(inputs["tasks"].path, config.decontamination)
+    held_out = heldout_index(inputs["tasks"].path, config.decontamination)
     rows = read_jsonl(inputs["tasks"] / "train.jsonl")
     with ctx.progress("data engineering", total=11) as bar:
         funnel = run_funnel(documents, held_out, config, bar)
@@ -72,7 +73,7 @@ def data(config: DataConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
     )  # fmt: skip
 
 
-def run_funnel(documents: list[Document], held_out: HeldoutIndex, config: DataConfig, bar: Any) -> Funnel:
+def run_funnel(documents: list[Document], held_out: TextIndex, config: DataConfig, bar: Any) -> Funnel:
     """All steps up to decontamination. PII goes before duplicates, so that mirrors that differ in addresses meet."""
     funnel = Funnel(documents, config.samples, censor=pii.clean)
     rules = {"prose": config.prose, "code": config.code}
@@ -143,7 +144,7 @@ def traffic_data(config: TrafficDataConfig, inputs: Mapping[str, Artifact], ctx:
     """Turn consented traffic into rows.jsonl and preferences.jsonl, with the funnel beside."""
     requests = read_jsonl(inputs["traffic"] / "requests.jsonl")
     _check_requests(requests, inputs["traffic"] / "requests.jsonl")
-    held_out = HeldoutIndex.from_tasks(inputs["tasks"].path, config.decontamination)
+    held_out = heldout_index(inputs["tasks"].path, config.decontamination)
     sft, preferences, funnel = collect(requests, held_out, config)
     write_jsonl(ctx.out / "rows.jsonl", sft)
     write_jsonl(ctx.out / "preferences.jsonl", preferences)

@@ -15,17 +15,17 @@ from typing import Any
 
 from loopline.base.files import to_json
 from loopline.corpus.config import TrafficDataConfig
-from loopline.corpus.decontaminate import HeldoutIndex
 from loopline.corpus.document import Document, digest, make_document
 from loopline.corpus.funnel import Change, Funnel
 from loopline.corpus.pii import clean, scrub
+from loopline.text.index import TextIndex
 
 Row = dict[str, Any]
 _TEXT_KEYS = ("content", "response", "value", "output_text")
 
 
 def collect(
-    requests: Sequence[Mapping[str, Any]], held_out: HeldoutIndex, config: TrafficDataConfig
+    requests: Sequence[Mapping[str, Any]], held_out: TextIndex, config: TrafficDataConfig
 ) -> tuple[list[Row], list[Row], list[Row]]:
     """Rows for rows.jsonl, preferences.jsonl and funnel.json from the rows of requests.jsonl."""
     # The funnel runs over documents; a request is one document, its JSON the text.
@@ -175,7 +175,7 @@ def _duplicates(documents: Sequence[Document]) -> Change:
     return change
 
 
-def _decontaminate(documents: Sequence[Document], held_out: HeldoutIndex) -> Change:
+def _decontaminate(documents: Sequence[Document], held_out: TextIndex) -> Change:
     """A conversation that holds a held-out task is dropped: half a conversation teaches nothing."""
     texts = []
     for document in documents:

@@ -11,8 +11,6 @@ asked for only where the prompt is solved, is `shape_by_length`, over a group. N
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pydantic import Field, model_validator
@@ -20,6 +18,7 @@ from pydantic import Field, model_validator
 from loopline.base.config import Config
 from loopline.grading.grade import Grade, Sample
 from loopline.grading.graders import GraderSet
+from loopline.text.words import ngrams, words_of
 
 OWN_COMPONENTS = ("outcome", "steps")
 
@@ -196,9 +195,8 @@ def overlong_share(config: RewardConfig, length: int) -> float:
 
 def repetition(text: str, n: int = 4) -> float:
     """Share of word n-grams that repeat an earlier one, in [0, 1)."""
-    words = re.findall(r"\w+", text.lower())
-    grams = Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1))
-    return 1 - len(grams) / grams.total() if grams else 0.0
+    grams = ngrams(words_of(text), n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def flag_penalty(penalties: Mapping[str, float], flags: Sequence[str]) -> float:

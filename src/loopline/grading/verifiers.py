@@ -14,6 +14,7 @@ from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.grading.grade import Grade, Sample, split_thinking
+from loopline.text.words import words_of
 
 INTEGER = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[0-9]+")
@@ -43,7 +44,7 @@ def answer_of(sample: Sample) -> str:
 
 def same_words(text: str) -> str:
     """Text for the detection of copies: lower-case words only."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    return " ".join(words_of(text))
 
 
 def copies_prompt(sample: Sample, answer: str) -> bool:
@@ -184,7 +185,7 @@ def _is_json(answer: str, check: dict[str, Any]) -> bool:
 
 
 def _is_end(answer: str, check: dict[str, Any]) -> bool:
-    words = re.findall(r"\w+", answer.lower())
+    words = words_of(answer)
     return (
         answer[:1].isupper()
         and answer.endswith(f"{check['word']}.")

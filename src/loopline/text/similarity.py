@@ -8,23 +8,18 @@ Not covered: meteor, which needs a synonym dictionary.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable
 from difflib import SequenceMatcher
 
+from loopline.text.words import ngrams, symbols_of
+
 Words = list[str]
-TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
-def words_of(text: str) -> Words:
-    """Lower-case words and punctuation marks."""
-    return TOKEN.findall(text.lower())
-
-
-def ngrams(words: Words, n: int) -> Counter[tuple[str, ...]]:
+def counts(words: Words, n: int) -> Counter[tuple[str, ...]]:
     """Counts of the n-grams."""
-    return Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1))
+    return Counter(ngrams(words, n))
 
 
 def f1(common: int, left: int, right: int) -> float:
@@ -36,7 +31,7 @@ def rouge_n(n: int) -> Callable[[Words, Words], float]:
     """F1 of n-gram overlap."""
 
     def measure(output: Words, reference: Words) -> float:
-        a, b = ngrams(output, n), ngrams(reference, n)
+        a, b = counts(output, n), counts(reference, n)
         if not a and not b:
             return float(output == reference and bool(output))
         return f1((a & b).total(), a.total(), b.total())
@@ -63,7 +58,7 @@ def bleu(output: Words, reference: Words) -> float:
         return 0.0
     logs = []
     for n in range(1, min(4, len(output), len(reference)) + 1):
-        a, b = ngrams(output, n), ngrams(reference, n)
+        a, b = counts(output, n), counts(reference, n)
         smoothing = 0 if n == 1 else 1
         common = (a & b).total()
         if common + smoothing == 0:
@@ -75,8 +70,8 @@ def bleu(output: Words, reference: Words) -> float:
 
 def gleu(output: Words, reference: Words) -> float:
     """The lesser of precision and recall over all 1- to 4-grams."""
-    a: Counter[tuple[str, ...]] = sum((ngrams(output, n) for n in range(1, 5)), Counter())
-    b: Counter[tuple[str, ...]] = sum((ngrams(reference, n) for n in range(1, 5)), Counter())
+    a: Counter[tuple[str, ...]] = sum((counts(output, n) for n in range(1, 5)), Counter())
+    b: Counter[tuple[str, ...]] = sum((counts(reference, n) for n in range(1, 5)), Counter())
     return (a & b).total() / max(a.total(), b.total()) if a and b else 0.0
 
 
@@ -104,4 +99,4 @@ METRICS: dict[str, Callable[[Words, Words], float]] = {
 
 def similarity(metric: str, output: str, reference: str) -> float:
     """The measure named `metric` between two texts; both are cut to 5,000 words first."""
-    return METRICS[metric](words_of(output)[:5000], words_of(reference)[:5000])
+    return METRICS[metric](symbols_of(output)[:5000], symbols_of(reference)[:5000])

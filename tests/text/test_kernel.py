@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopline.corpus.kernel import Shard, batches, hash_text, ngrams, repeats
+from loopline.text.kernel import Shard, batches, hash_text, ngrams, repeats
 
 texts = st.lists(st.text(st.sampled_from("ab Ab_9é.\n\n\t-漢"), max_size=40), min_size=1, max_size=6)
 
