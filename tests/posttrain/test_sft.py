@@ -19,7 +19,7 @@ from loopline.tasks.config import DataConfig
 from loopline.tasks.task import load_tasks
 from loopline.training import finetune
 from loopline.training.batch import build_batch
-from loopline.training.config import OptimizerConfig
+from loopline.training.config import DevelopmentConfig, OptimizerConfig
 from loopline.training.conversations import conversation_example
 from loopline.training.objectives import NextToken
 from tests.support import make_artifact, make_context
@@ -204,3 +204,15 @@ def test_rows_and_demonstrations_that_hold_a_task_kept_for_testing_are_left_out(
     assert facts["read"]["data"]["left_out"] == facts["read"]["tasks"]["left_out"] == {"held-out text": 1}
     with pytest.raises(UserError, match="every row holds text of a task that is kept for testing"):
         sft(SFTConfig(), {**inputs, "data": file_artifact(tmp_path / "leak.jsonl", rows[3:])}, make_context(tmp_path))
+
+
+def test_training_is_measured_on_development_tasks_and_ends_with_the_best_weights(world, tmp_path):
+    evaluate = DevelopmentConfig(every=2, tasks=("arithmetic",), n=3, max_new_tokens=8)
+    context = make_context(tmp_path)
+    config = SFTConfig(**SMALL, tasks={"arithmetic": 1.0}, evaluate=evaluate)
+    sft(config, {"policy": world["policy"], "tasks": world["tasks"], "graders": world["graders"]}, context)
+    found = read_json(context.out / "development.json")
+    assert [row["step"] for row in found["measured"]] == [2, 4, 6]
+    assert found["best"]["score"] == max(row["score"] for row in found["measured"])
+    with pytest.raises(UserError, match=r"there are no graders.*inputs: \{graders: graders\}"):
+        sft(config, {"policy": world["policy"], "tasks": world["tasks"]}, make_context(tmp_path / "b"))

@@ -71,9 +71,9 @@ def selections(run: Run) -> list[dict[str, Any]]:
     """How many rows the steps that choose their own training data kept: {"stage", "what", "counts": {name: n}}."""
     found = []
     files = (
-        ("rft", "accepted.json", "Rollouts kept for rejection-sampling fine-tuning, and why others were not"),
+        ("rft", "accepted.json", "Answers kept by rejection sampling, and why others were not"),
         ("align", "preferences.json", "Prompts by where their preference pair came from, or why there is none"),
-        ("traces", "traces.json", "Teacher answers that passed the graders"),
+        ("student", "accepted.json", "Answers of the teacher kept for the student, and why others were not"),
     )
     for stage, name, what in files:
         file = run.file(stage, name)
