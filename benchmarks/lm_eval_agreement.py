@@ -39,7 +39,8 @@ start: {{model: {model}}}
 tasks:
   grade_school: {{file: {folder}/train.jsonl, heldout: {folder}/grade_school.jsonl, dev: 0, {columns}}}
   sums: {{heldout: {folder}/sums.jsonl, {columns}}}
-graders: {{definitions: {{last_number: {{type: python, source: {source}}}}}, required: []}}
+# The rule of both programs pays for spam, as the audit says; nothing is trained on it.
+graders: {{definitions: {{last_number: {{type: python, source: {source}}}}}, required: [], force: true}}
 evaluate: {{after: all, parts: [heldout], modes: [greedy], n: {n}, max_new_tokens: {tokens}, heldout_documents: 0}}
 line: []
 """
@@ -66,7 +67,7 @@ def write_sets(folder: Path, gsm8k: Path, n: int) -> None:
     rows = [json.loads(line) for line in gsm8k.read_text().splitlines()[: n + 40]]
     school = [(row["question"], row["answer"].rpartition("####")[2].strip().replace(",", "")) for row in rows]
     rng = random.Random(0)
-    pairs = [(rng.randrange(1, 60), rng.randrange(1, 60)) for _ in range(n)]
+    pairs = rng.sample([(a, b) for a in range(1, 60) for b in range(1, 60)], n)
     sums = [(f"What is {a} + {b}?", str(a + b)) for a, b in pairs]
     for name, items in (("grade_school", school[:n]), ("train", school[n:]), ("sums", sums)):
         lines = [json.dumps({"id": str(k), "question": q, "answer": a}) for k, (q, a) in enumerate(items)]
@@ -114,13 +115,18 @@ def run_theirs(folder: Path, arguments: argparse.Namespace) -> Path:
     return folder / "lm_eval"
 
 
+def question(row: dict[str, Any]) -> str:
+    """What one of our rows asks: the programs number items differently, so they are paired by it."""
+    return str(row["messages"][-1]["content"]).removesuffix(ASK.removeprefix("{prompt}"))
+
+
 def agreement(items: Path, logs: Path) -> dict[str, Any]:
     """Per task set: items, equal scores, equal texts, both means, and the items on which the scores differ."""
-    ours = {(row["task_set"], row["task"].rpartition("-")[2]): row for row in map(json.loads, items.open())}
+    ours = {(row["task_set"], question(row)): row for row in map(json.loads, items.open())}
     result: dict[str, Any] = {}
     for name in ("grade_school", "sums"):
         (log,) = logs.rglob(f"samples_{name}_*.jsonl")
-        theirs = {str(row["doc"]["id"]): row for row in map(json.loads, log.open())}
+        theirs = {str(row["doc"]["question"]): row for row in map(json.loads, log.open())}
         mine = {key: row for (task_set, key), row in ours.items() if task_set == name}
         assert mine.keys() == theirs.keys(), f"{name}: {len(mine)} and {len(theirs)} items"
         texts = [mine[key]["output"].strip() == theirs[key]["resps"][0][0].strip() for key in mine]
@@ -133,7 +139,7 @@ def agreement(items: Path, logs: Path) -> dict[str, Any]:
             "lm_eval": round(sum(row["exact_match"] for row in theirs.values()) / len(theirs), 4),
             "cut_off": sum(row["finish"] == "length" for row in mine.values()),
             "differ": [
-                {"id": key, "ours": mine[key]["output"], "lm_eval": theirs[key]["resps"][0][0]} for key in differ
+                {"question": key, "ours": mine[key]["output"], "lm_eval": theirs[key]["resps"][0][0]} for key in differ
             ],
         }
     return result
@@ -147,8 +153,11 @@ def compared(items: Path, logs: Path) -> list[dict[str, Any]]:
     from loopline.evaluation.logs import read_outcomes
 
     ours, theirs = read_outcomes(str(items)), read_outcomes(str(logs))
-    # lm-eval numbers the items of a set, we name them after it.
-    rows = tuple(replace(row, id=row.id.rpartition("-")[2], metric="exact_match,last") for row in ours.rows)
+    asked = {row["task"]: question(row) for row in map(json.loads, items.open())}
+    numbers = {}
+    for log in logs.rglob("samples_*.jsonl"):
+        numbers |= {row["doc"]["question"]: str(row["doc_id"]) for row in map(json.loads, log.open())}
+    rows = tuple(replace(row, id=numbers[asked[row.id]], metric="exact_match,last") for row in ours.rows)
     report = compare([theirs, replace(ours, rows=rows)])
     assert not report.unpaired
     return [{"task_set": r.task_set, "n": r.n, "difference": r.difference, "verdict": r.verdict} for r in report.rows]

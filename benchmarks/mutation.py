@@ -234,7 +234,8 @@ def judge(module: str, tests: Sequence[str], sample: int | None) -> dict[str, ob
         chosen = sorted(random.Random(module).sample(everything, sample), key=lambda one: one.line)
     passes, seconds = tests_pass(module, None, tests, 600)
     if not passes:
-        raise SystemExit(f"{module}: its tests fail without any mutant: {' '.join(tests)}")
+        print(f"{module}: its tests fail without any mutant: {' '.join(tests)}", flush=True)
+        return {"mutants": len(everything), "tried": 0, "killed": 0, "hung": 0, "survivors": [], "tests": list(tests)}
     limit = PATIENCE * seconds + 10
     survivors, hung = [], 0
     for one in chosen:
@@ -256,7 +257,9 @@ def judge(module: str, tests: Sequence[str], sample: int | None) -> dict[str, ob
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", nargs="+", choices=sorted(MODULES), help="these modules alone; writes no result")
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted(MODULES), help="these modules alone; writes a result only to --out"
+    )
     parser.add_argument("--all", action="store_true", help="every mutant instead of a sample")
 
 
@@ -279,9 +282,9 @@ def main() -> None:
     modules = {name: judge(name, MODULES[name], sample) for name in names}
     tried = sum(int(str(row["tried"])) for row in modules.values())
     killed = sum(int(str(row["killed"])) for row in modules.values())
-    print(f"killed {killed} of {tried} ({killed / tried:.1%})")
-    if not arguments.only:
-        result = {"modules": modules, "tried": tried, "killed": killed, "share": round(killed / tried, 4)}
+    print(f"killed {killed} of {tried} ({killed / max(tried, 1):.1%})")
+    if not arguments.only or arguments.out:
+        result = {"modules": modules, "tried": tried, "killed": killed, "share": round(killed / max(tried, 1), 4)}
         common.finish("mutation", result, arguments)
 
 
