@@ -121,6 +121,16 @@ def test_an_architecture_without_positions_is_refused_where_it_would_compute_som
         model(tokens, positions_BT=torch.arange(8)[None], mask=torch.ones(8, 8, dtype=torch.bool).tril()[None, None])
 
 
+def test_large_hidden_states_are_no_sign_of_a_mask_that_is_not_kept(tmp_path):
+    """Trained models have single states of 50 and more, whose rounding passes an absolute tolerance."""
+    sizes = SIZES | {"hidden_size": 256, "num_hidden_layers": 6}
+    peer = save_random(lambda: transformers.LlamaConfig(**sizes), tmp_path)
+    with torch.no_grad():
+        peer.model.norm.weight.mul_(1e6)
+    peer.save_pretrained(tmp_path)
+    assert load_huggingface(tmp_path).abilities.packs
+
+
 def test_a_recurrent_architecture_has_no_cache_of_keys_and_values(tmp_path):
     config = transformers.MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)
     save_random(lambda: config, tmp_path)

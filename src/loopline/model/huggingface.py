@@ -320,7 +320,9 @@ def _packs(model: HuggingFaceModel, tokens: Tensor, alone: Tensor, tolerance: fl
         packed = model.hidden(row, positions, mask[None, None], None)
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError):
         return False
-    return bool(torch.allclose(packed[:, 3:], alone, atol=tolerance, rtol=tolerance))
+    # Rounding grows with the largest state: trained models have single ones of 50 and more, often at the first token.
+    scale = max(1.0, float(alone.abs().max()))
+    return bool(torch.allclose(packed[:, 3:], alone, atol=tolerance * scale, rtol=tolerance))
 
 
 def _cached_shapes(cache: Any, layers: int) -> tuple[LayerShape | None, LayerShape | None]:
