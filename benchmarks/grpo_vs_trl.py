@@ -40,11 +40,11 @@ from loopline.grading.grade import Grade, Sample, split_thinking
 from loopline.grading.reward import RewardConfig
 from loopline.inference.engine import TorchEngine
 from loopline.model.checkpoint import load_model
+from loopline.rl.collect import Collector
 from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.objective import GRPO
 from loopline.rl.rollout import RolloutSource
 from loopline.rl.rollout_config import RolloutConfig
-from loopline.rl.sampler import Sampler
 from loopline.store.context import Context
 from loopline.tasks.task import Task
 from loopline.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -229,8 +229,8 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         graders: Any = FunctionGraders(REWARDS[job["reward"]], clock)
         one = {"prompts": 1.0}
         seed = ctx.seed_for("rollouts")
-        sampler = Sampler(engine, {"prompts": tasks}, one, graders, RewardConfig(), config, RolloutConfig(), seed)
-        source = RolloutSource(sampler, ctx.state / "rollouts")
+        collector = Collector(engine, {"prompts": tasks}, one, graders, RewardConfig(), config, RolloutConfig(), seed)
+        source = RolloutSource(collector, ctx.state / "rollouts")
         log = ctx.metrics.log
 
         def noted(step: int, **values: float) -> None:

@@ -9,8 +9,8 @@ from loopline.attempts.grading import Grading
 from loopline.grading.grade import Sample
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import TorchEngine
-from loopline.rl.sampler import Memory
-from tests.rl.support import CONFIG, SHARES, make_sampler, policy, task
+from loopline.rl.collect import Memory
+from tests.rl.support import CONFIG, SHARES, make_collector, policy, task
 from tests.support_graders import DEFINITIONS as READY
 
 SOURCE = "def grade(sample, item):\n    return (len(sample['output_text']) % 5) / 4\n"
@@ -68,9 +68,9 @@ def test_graders_that_run_code_are_known():
 def test_answers_are_graded_while_others_are_sampled(tokenizer):
     config = CONFIG.model_copy(update={"prompts_per_step": 8, "max_new_tokens": 40, "temperature": 2.0})
     with Slow(0.01) as graders:
-        sampler = make_sampler(tokenizer, graders, config=config)
-        sampler.engine.batch_size = 2
-        rollout, _ = sampler.sample(0, 0, Memory())
+        collector = make_collector(tokenizer, graders, config=config)
+        collector.engine.batch_size = 2
+        rollout, _ = collector.collect(0, 0, Memory())
         ended = time.monotonic()
         assert sum(count for _, _, count in graders.asked) == 32
         assert all(thread != threading.get_ident() for _, thread, _ in graders.asked)
@@ -81,9 +81,9 @@ def test_answers_are_graded_while_others_are_sampled(tokenizer):
 def test_on_the_way_or_afterwards_the_rollout_is_the_same(tokenizer, monkeypatch):
     with Slow() as graders:
         memory = Memory()
-        one, _ = make_sampler(tokenizer, graders, policy()).sample(0, 0, memory)
+        one, _ = make_collector(tokenizer, graders, policy()).collect(0, 0, memory)
         monkeypatch.setattr(GraderSet, "uses_sandbox", lambda self, names: False)
-        other, _ = make_sampler(tokenizer, graders, policy()).sample(0, 0, memory)
+        other, _ = make_collector(tokenizer, graders, policy()).collect(0, 0, memory)
     assert [group.completions for group in one.groups] == [group.completions for group in other.groups]
     assert [group.rewards for group in one.groups] == [group.rewards for group in other.groups]
     assert [group.texts for group in one.groups] == [group.texts for group in other.groups]
@@ -97,5 +97,5 @@ def test_an_error_while_sampling_ends_the_graders_thread(tokenizer, monkeypatch)
     monkeypatch.setattr(TorchEngine, "generate_stream", broken)
     before = threading.active_count()
     with Slow() as graders, pytest.raises(RuntimeError, match="no memory"):
-        make_sampler(tokenizer, graders, shares=SHARES).sample(0, 0, Memory())
+        make_collector(tokenizer, graders, shares=SHARES).collect(0, 0, Memory())
     assert threading.active_count() == before

@@ -17,7 +17,7 @@ from pathlib import Path
 def arm(moment):
     """Die at the `moment`-th of the moments of this process."""
     from loopline.inference.scheduler import Scheduler
-    from loopline.rl.sampler import Sampler
+    from loopline.rl.collect import Collector
     from loopline.training import loop
 
     left = itertools.count(1)
@@ -41,7 +41,7 @@ def arm(moment):
         (os, "fsync"),
         (os, "replace"),
         (loop, "accumulate"),
-        (Sampler, "sample"),
+        (Collector, "collect"),
         (Scheduler, "_prefill"),
     ):
         around(target, name)

@@ -11,11 +11,11 @@ from loopline.grading.grade import Grade
 from loopline.grading.graders import GraderSet
 from loopline.grading.reward import RewardConfig
 from loopline.inference.engine import TorchEngine
+from loopline.rl.collect import Collector
 from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.group import Group
 from loopline.rl.rollout import RolloutSource
 from loopline.rl.rollout_config import RolloutConfig
-from loopline.rl.sampler import Sampler
 from loopline.tasks.task import Task
 from tests.support_graders import DEFINITIONS
 from tests.support_model import tiny_model
@@ -56,20 +56,21 @@ def policy(seed=3):
     return tiny_model(seed, max_position_embeddings=256)
 
 
-def make_sampler(tokenizer, graders, model=None, config=CONFIG, rollout=None, **changes):
+def make_collector(tokenizer, graders, model=None, config=CONFIG, rollout=None, **changes):
     settings = {"tasks_by_set": TASKS, "shares": SHARES, "reward": RewardConfig(), "seed": 7, **changes}
     engine = TorchEngine(model or policy(), tokenizer)
-    return Sampler(engine, graders=graders, config=config, rollout=rollout or RolloutConfig(), **settings)
+    return Collector(engine, graders=graders, config=config, rollout=rollout or RolloutConfig(), **settings)
 
 
 def make_source(tokenizer, graders, record, model=None, config=CONFIG, rollout=None, source=None, **changes):
-    """`source` are the settings of `RolloutSource`, `changes` those of its sampler."""
-    return RolloutSource(make_sampler(tokenizer, graders, model, config, rollout, **changes), record, **(source or {}))
+    """`source` are the settings of `RolloutSource`, `changes` those of its collector."""
+    collector = make_collector(tokenizer, graders, model, config, rollout, **changes)
+    return RolloutSource(collector, record, **(source or {}))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Builds the sampler of `make_sampler` in another process."""
+    """Builds the sampler of `make_collector` in another process."""
 
     tokenizer: Path
     rollout: RolloutConfig
@@ -77,4 +78,4 @@ class Plan:
     @contextmanager
     def make(self):
         with ParityGraders() as graders:
-            yield make_sampler(Tokenizer.load(self.tokenizer), graders, policy(11), rollout=self.rollout)
+            yield make_collector(Tokenizer.load(self.tokenizer), graders, policy(11), rollout=self.rollout)

@@ -42,7 +42,7 @@ def test_a_constant_added_to_all_changes_nothing_unscaled(values, shift):
         assert a == b or abs(a - b) < 1e-4
 
 
-def test_ungraded_samples_do_not_move_their_siblings():
+def test_ungraded_samples_do_not_move_their_group():
     assert group_advantages([1.0, None, 0.0, None]) == [
         *group_advantages([1.0, 0.0])[:1],
         None,

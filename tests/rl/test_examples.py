@@ -6,17 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopline.grading.grade import Grade
-from loopline.inference.engine import Completion, Sampling, TorchEngine
-from loopline.inference.trajectory import Trajectory
-from loopline.rl.examples import build_examples, example_of, score_examples, trajectory_examples
+from loopline.inference.engine import Completion
+from loopline.rl.collect import Memory
+from loopline.rl.examples import build_examples, example_of, score_examples
 from loopline.rl.explain import StepFacts
+from loopline.rl.group import row_of
 from loopline.rl.mismatch import Mismatch, compare_logprobs, measure_mismatch
 from loopline.rl.objective import GRPO
-from loopline.rl.rollout import row_of
-from loopline.rl.sampler import Memory
 from loopline.training.batch import Example, build_batch, pack
 from loopline.training.loop import accumulate
-from tests.rl.support import CONFIG, make_group, make_sampler, policy
+from tests.rl.support import CONFIG, make_collector, make_group, policy
 from tests.support_model import tiny_model
 
 
@@ -109,7 +108,7 @@ def test_truncated_answers_leave_loss_entropy_and_kl_alike(finishes, normalizer)
 def test_stored_log_probs_are_those_of_a_fresh_forward_pass(tokenizer, graders, temperature):
     config = CONFIG.model_copy(update={"temperature": temperature, "drop_zero_signal": False})
     model = policy()
-    rollout, _ = make_sampler(tokenizer, graders, model, config).sample(0, 0, Memory())
+    rollout, _ = make_collector(tokenizer, graders, model, config).collect(0, 0, Memory())
     examples = build_examples(rollout.groups, config)
     scores = score_examples(model, examples, temperature, 40, 3)
     for example, found in zip(examples, scores, strict=True):
@@ -129,55 +128,9 @@ def test_scoring_changes_neither_the_model_nor_its_mode(tokenizer, graders):
     assert score_examples(model, [], 1.0) == []
 
 
-def multi_turn(model, tokenizer, turns=3):
-    """An attempt of several sampled turns with tool results between, as the harness records it."""
-    engine = TorchEngine(model, tokenizer)
-    trajectory = Trajectory("t")
-    context = tokenizer.render([{"role": "user", "content": "1+1=?"}], add_generation_prompt=True)
-    node, seen = trajectory.add(None, context), list(context)
-    for turn in range(turns):
-        (completion,) = engine.generate([seen], Sampling(5, seed=turn))[0]
-        node = trajectory.add(node, completion.token_ids, logprobs=completion.logprobs, policy_version=turn)
-        seen += completion.token_ids
-        if turn + 1 < turns:
-            result = tokenizer.render([{"role": "tool", "content": f"r{turn}"}], add_generation_prompt=True)
-            node = trajectory.add(node, result)
-            seen += result
-    trajectory.head = node
-    return trajectory, seen
-
-
-def test_a_trajectory_is_trained_on_exactly_as_it_was_seen(tokenizer):
-    model = policy()
-    trajectory, seen = multi_turn(model, tokenizer)
-    (example,) = trajectory_examples(trajectory, 0.5, CONFIG)
-    assert list(example.tokens) == seen, "the tokens joined are what the model saw"
-    chosen = [weight > 0 for weight in example.weights]
-    assert sum(chosen) == trajectory.sampled_tokens == example.scalars["normalizer"]
-    view = trajectory.view(trajectory.head)
-    assert chosen == view.sampled
-    (scores,) = score_examples(model, [example], 1.0)
-    stored = [value for value, mark in zip(view.logprobs, chosen, strict=True) if mark]
-    assert [value for value, mark in zip(scores, chosen, strict=True) if mark] == pytest.approx(stored, abs=2e-5)
-    # Tool results and prompts carry neither advantage nor weight.
-    assert all(value == (0.5 if mark else 0) for value, mark in zip(example.extras["advantages"], chosen, strict=True))
-
-
-def test_a_branched_trajectory_trains_each_sampled_token_once(tokenizer):
-    trajectory, _ = multi_turn(policy(), tokenizer)
-    root = trajectory.nodes[0]
-    side = trajectory.add(root.index, [60, 61])
-    trajectory.add(side, [62, 1], logprobs=[-1.0, -2.0])
-    examples = trajectory_examples(trajectory, 1.0, CONFIG)
-    assert len(examples) == 2
-    assert sum(weight > 0 for example in examples for weight in example.weights) == trajectory.sampled_tokens
-    trajectory.finish = "length"
-    assert trajectory_examples(trajectory, 1.0, CONFIG.model_copy(update={"mask_truncated": True})) == []
-
-
 def test_mismatch_is_rounding_for_equal_weights_and_visible_for_others(tokenizer, graders):
     model = policy()
-    rollout, _ = make_sampler(tokenizer, graders, model).sample(0, 0, Memory())
+    rollout, _ = make_collector(tokenizer, graders, model).collect(0, 0, Memory())
     assert rollout.mismatch.tokens > 0 and rollout.mismatch.largest < 2e-5 and rollout.mismatch.kl < 1e-9
     hot = CONFIG.model_copy(update={"temperature": 1.3})
     assert measure_mismatch(model, rollout.groups, hot, 4).largest > 1e-2, "a wrong temperature would go unnoticed"
@@ -189,10 +142,10 @@ def test_mismatch_is_rounding_for_equal_weights_and_visible_for_others(tokenizer
 
 
 def test_with_learning_rate_zero_the_mismatch_stays_flat(tokenizer, graders):
-    sampler = make_sampler(tokenizer, graders)
+    collector = make_collector(tokenizer, graders)
     memory, found = Memory(), []
     for number in range(6):
-        rollout, memory = sampler.sample(number, number, memory)
+        rollout, memory = collector.collect(number, number, memory)
         found.append(rollout.mismatch.largest)
     assert max(found) < 2e-5
 
@@ -207,7 +160,7 @@ def test_mismatch_is_never_negative_and_zero_only_for_equal_log_probs(pairs):
 def test_packing_changes_no_score(tokenizer, graders):
     config = CONFIG.model_copy(update={"drop_zero_signal": False})
     model = policy()
-    rollout, _ = make_sampler(tokenizer, graders, model).sample(0, 0, Memory())
+    rollout, _ = make_collector(tokenizer, graders, model).collect(0, 0, Memory())
     examples = build_examples(rollout.groups, config)
     alone = [score_examples(model, [example], 1.0)[0] for example in examples]
     for one, other in zip(score_examples(model, examples, 1.0, 100, 2), alone, strict=True):

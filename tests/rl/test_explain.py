@@ -54,12 +54,12 @@ CUT, UNGRADED = group(0, 0, 0, 0, finish="length"), group(None, None, None, None
         (
             [UNGRADED] * 2,
             "reward 0.00; groups 0% solved, 0% mixed, 0% failed; 8 answers could not be graded; nothing to learn: "
-            "most answers could not be graded, mend the grader.",
+            "most answers could not be graded, fix the grader.",
         ),
         (
             [PARTIAL] * 3,
             "reward 0.50; groups 0% solved, 100% mixed, 0% failed; nothing to learn: "
-            "the answers to a prompt all earn the same, use a grader that tells them apart.",
+            "the answers to a prompt all earn the same, use a grader that scores them differently.",
         ),
         (
             [SOLVED, FAILED],

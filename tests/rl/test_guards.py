@@ -109,4 +109,4 @@ def test_a_resumed_guard_decides_as_one_never_interrupted(rule, trouble, action,
 
 def test_a_listener_keeps_the_numbers_and_decides_nothing():
     listener = Listener()
-    assert listener.check(3, {"loss": 1.0}) is None and listener.heard == {"loss": 1.0}
+    assert listener.check(3, {"loss": 1.0}) is None and listener.metrics == {"loss": 1.0}

@@ -8,7 +8,7 @@ import torch
 
 from loopline.rl.advantage import batch_advantages
 from loopline.rl.config import PolicyGradientConfig
-from loopline.rl.kl_reward import charge, charged_advantages, token_charges
+from loopline.rl.kl_reward import penalize, penalized_advantages, token_penalties
 from loopline.rl.losses import PolicyInput, policy_loss
 from loopline.rl.ppo import with_values
 from loopline.rl.ppo_config import PPOConfig
@@ -40,12 +40,12 @@ def test_rloo_climbs_the_reward_less_the_kl():
     total = torch.zeros((), dtype=torch.float64)
     for words in itertools.product(range(5), repeat=3):
         examples = {(0, n): word(w, float(old[w]), float(REFERENCE[w])) for n, w in enumerate(words)}
-        charged = charge([[float(PAYS[w]) for w in words]], examples, RLOO)
+        penalized = penalize([[float(PAYS[w]) for w in words]], examples, RLOO)
         chosen = torch.tensor(words)
         inputs = PolicyInput(
             logprobs_M=logprobs[chosen],
             old_logprobs_M=old[chosen],
-            advantages_M=torch.tensor([charged[0, n].extras["advantages"][1] for n in range(3)], dtype=torch.float64),
+            advantages_M=torch.tensor([penalized[0, n].extras["advantages"][1] for n in range(3)], dtype=torch.float64),
             weights_M=torch.ones(3, dtype=torch.float64),
             owners_M=torch.arange(3),
             reference_logprobs_M=REFERENCE[chosen],
@@ -64,9 +64,9 @@ def test_the_loss_takes_no_second_kl():
     assert not torch.equal(in_loss.losses_M, plain.losses_M)
 
 
-def test_a_sample_without_charge_counts_like_one_without_reward():
-    charges = {(1, 0): 0.1, (1, 2): -0.2}
-    found = charged_advantages([[1.0, 0.0], [1.0, 5.0, 0.0, None]], charges, RLOO)
+def test_a_sample_without_a_penalty_counts_like_one_without_reward():
+    penalties = {(1, 0): 0.1, (1, 2): -0.2}
+    found = penalized_advantages([[1.0, 0.0], [1.0, 5.0, 0.0, None]], penalties, RLOO)
     assert found == pytest.approx({(1, 0): 0.9 - 0.2, (1, 2): 0.2 - 0.9})
 
 
@@ -104,7 +104,7 @@ def test_a_source_compares_what_is_left_of_the_rewards(tokenizer, graders, tmp_p
     ]
     left = [
         [
-            None if reward is None else reward - sum(token_charges(everything[place, number], 0.3))
+            None if reward is None else reward - sum(token_penalties(everything[place, number], 0.3))
             for number, reward in enumerate(row)
         ]
         for place, row in enumerate(rewards)
@@ -128,8 +128,8 @@ def test_a_value_network_is_told_token_by_token():
         [0.0, 1.0, 1.0, 1.0],
         {"old_logprobs": [0.0, -1.0, -2.0, -1.5], "reference_logprobs": [0.0, -1.5, -1.0, -1.5]},
     )
-    charges = token_charges(example, 0.2)
-    assert charges == pytest.approx([0.0, 0.1, -0.2, 0.0])
+    penalties = token_penalties(example, 0.2)
+    assert penalties == pytest.approx([0.0, 0.1, -0.2, 0.0])
     plain = PPOConfig(discount=1.0, trace=1.0, whiten=False)
-    (found,) = with_values([example], [1.0], [[0.0] * 4], plain, [charges])
+    (found,) = with_values([example], [1.0], [[0.0] * 4], plain, [penalties])
     assert found.extras["advantages"] == pytest.approx([0.0, 1.0 - 0.1 + 0.2, 1.0 + 0.2, 1.0])

@@ -9,6 +9,7 @@ from loopline.grading.grade import Grade
 from loopline.grading.reward import RewardConfig
 from loopline.inference.engine import TorchEngine
 from loopline.model.heads import ScoreModel
+from loopline.rl.collect import Collector
 from loopline.rl.objective import GRPO
 from loopline.rl.ppo import (
     PPO,
@@ -22,7 +23,6 @@ from loopline.rl.ppo import (
 )
 from loopline.rl.ppo_config import PPOConfig
 from loopline.rl.rollout_config import RolloutConfig
-from loopline.rl.sampler import Sampler
 from loopline.training.batch import Example, build_batch, pack
 from loopline.training.config import OptimizerConfig
 from loopline.training.loop import accumulate
@@ -158,8 +158,8 @@ class Equal(ParityGraders):
 def make_ppo_source(model, tokenizer, graders, record, config=CONFIG):
     config = config.model_copy(update={"drop_zero_signal": False})
     engine = TorchEngine(model.policy, tokenizer)
-    sampler = Sampler(engine, TASKS, SHARES, graders, RewardConfig(), config, RolloutConfig(), 7)
-    return PPORolloutSource(model, PPOConfig(), sampler, record)
+    collector = Collector(engine, TASKS, SHARES, graders, RewardConfig(), config, RolloutConfig(), 7)
+    return PPORolloutSource(model, PPOConfig(), collector, record)
 
 
 def test_groups_that_all_earn_the_same_teach_ppo_and_the_line_says_so(tokenizer, tmp_path):

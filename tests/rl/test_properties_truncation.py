@@ -42,7 +42,7 @@ def measured(group_, mask_truncated, normalizer):
 
 @pytest.mark.parametrize("normalizer", ["token", "sequence", "constant"])
 def test_a_masked_truncated_answer_leaves_loss_normalizer_and_every_metric(normalizer):
-    """As if it had never been in the batch; only the advantages of its siblings remember it."""
+    """As if it had never been in the batch; only the advantages of the others of its group remember it."""
     masked = measured(group(), True, normalizer)
     without = measured(group((0, 1)), True, normalizer)
     assert masked[0] == without[0]

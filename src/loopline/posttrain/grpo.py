@@ -23,12 +23,12 @@ from loopline.inference.engine import TorchEngine
 from loopline.model.checkpoint import load_model, save_checkpoint
 from loopline.model.heads import ScoreModel
 from loopline.posttrain.config import GRPOConfig
+from loopline.rl.collect import Collector
 from loopline.rl.guards import rollout_guards
 from loopline.rl.objective import GRPO
-from loopline.rl.overlap import ProcessDrawer
 from loopline.rl.ppo import PPO, ActorCritic, PPORolloutSource
 from loopline.rl.rollout import RolloutSource, gather_records, gather_trained
-from loopline.rl.sampler import Sampler
+from loopline.rl.rollout_queue import ProcessWorker
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 from loopline.tasks.task import Task, load_tasks
@@ -75,19 +75,19 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
         runtime=config.runtime,
         divide=config.divide,
     )
-    drawer: ProcessDrawer | None = None
+    worker: ProcessWorker | None = None
     if config.rollout.runtime.background == "process":
-        plan = SamplerPlan(start, ctx.device, task_sets, config, definitions, ctx.seed_for("rollouts"))
-        drawer = ProcessDrawer(plan.make, config.rollout.runtime.threads)
+        plan = CollectorPlan(start, ctx.device, task_sets, config, definitions, ctx.seed_for("rollouts"))
+        worker = ProcessWorker(plan.make, config.rollout.runtime.threads)
     with GraderSet.from_json(definitions) as graders:
-        sampler = Sampler(
+        collector = Collector(
             engine, task_sets, config.shares, graders, config.reward, config, config.rollout, ctx.seed_for("rollouts")
         )
         rollouts: dict[str, Any] = {
-            "sampler": sampler,
+            "collector": collector,
             "record": record,
             "reference": load_model(start, ctx.device).eval() if config.kl_coefficient else None,
-            "drawer": drawer,
+            "worker": worker,
             "trainer": None if plain is policy else policy,
         }
         objective: Any = GRPO.from_config(config)
@@ -110,7 +110,7 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
 
 
 @dataclass(frozen=True)
-class SamplerPlan:
+class CollectorPlan:
     """What a rollout process builds its sampler from; the weights come with every request."""
 
     policy: Path
@@ -121,11 +121,11 @@ class SamplerPlan:
     seed: int
 
     @contextmanager
-    def make(self) -> Iterator[Sampler]:
-        """The sampler, with graders and a sandbox of its own."""
+    def make(self) -> Iterator[Collector]:
+        """The collector, with graders and a sandbox of its own."""
         engine = TorchEngine(load_model(self.policy, self.device).eval(), load_tokenizer(self.policy))
         config = self.config
         with GraderSet.from_json(self.graders) as graders:
-            yield Sampler(
+            yield Collector(
                 engine, self.tasks_by_set, config.shares, graders, config.reward, config, config.rollout, self.seed
             )

@@ -1,9 +1,9 @@
-"""Advantages of a group: how much better each sample is than its siblings.
+"""Advantages of a group: how much better each sample is than the others of its group.
 
     group_advantages([1.0, 0.0, None, 1.0])
     batch_advantages([[1.0, 0.0], [0.5, 0.5]], scale="batch")
 
-A reward of None (could not be graded) has no advantage and does not move its siblings' mean or deviation.
+A reward of None (could not be graded) has no advantage and does not move its group's mean or deviation.
 """
 
 from __future__ import annotations

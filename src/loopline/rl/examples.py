@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from loopline.base.errors import UserError
 from loopline.inference.completion import Completion
-from loopline.inference.trajectory import Trajectory, View
 from loopline.model.language_model import LanguageModel
 from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.group import Group, forced_tokens
@@ -108,19 +107,6 @@ def build_examples(groups: Sequence[Group], config: PolicyGradientConfig) -> lis
         if group.has_signal or not config.drop_zero_signal
         for _, example in group_examples(group, config)
     ]
-
-
-def trajectory_examples(trajectory: Trajectory, advantage: float, config: PolicyGradientConfig) -> list[Example]:
-    """One example per path of a multi-turn attempt, each sampled token in exactly one of them.
-
-    The tokens are those the engine saw and returned; nothing is tokenized again. With the normalizer "sequence" an
-    attempt counts once per path.
-    """
-    if config.mask_truncated and trajectory.finish == "length":
-        return []
-    views: list[View] = trajectory.training_views()
-    found = (example_of(view.token_ids, view.sampled, view.logprobs, advantage, config) for view in views)
-    return [example for example in found if example is not None]
 
 
 def score_examples(

@@ -16,10 +16,10 @@ from loopline.grading.reward import repetition
 from loopline.rl.group import forced_tokens
 
 if TYPE_CHECKING:
+    from loopline.rl.collect import Rollout
     from loopline.rl.group import Group
-    from loopline.rl.sampler import Rollout
 
-HEARD = (
+SHOWN = (
     ("entropy", "entropy"),
     ("policy_kl", "KL to the sampling policy"),
     ("reference_kl", "KL to the reference"),
@@ -53,7 +53,7 @@ class StepFacts:
     trained: int = 0
     """Groups that are trained on."""
     rounds: int = 1
-    """Rounds of prompts drawn."""
+    """Rounds of prompts asked."""
     mismatch: float = 0.0
     """KL per token between sampler and trainer at equal weights."""
     mismatch_max: float = 0.0
@@ -137,7 +137,7 @@ def explain_values(facts: StepFacts, explained: float) -> str:
     `explained` is the share of the returns' variance that the network foresaw.
     """
     if facts.ungradable_share == 1:
-        return f"{_numbers(facts)}; nothing to learn: no answer could be graded, mend the grader."
+        return f"{_numbers(facts)}; nothing to learn: no answer could be graded, fix the grader."
     return f"{_numbers(facts)}; learning from every graded answer, of whose returns the values explain {explained:.0%}."
 
 
@@ -162,8 +162,8 @@ def explain(facts: StepFacts) -> str:
     return f"{numbers}; {amount} to learn: {_cause(facts)}."
 
 
-def describe(facts: StepFacts, heard: Mapping[str, float], training_speed: float = 0.0) -> str:
-    """The step's other numbers in one line; `heard` are the objective's, which a step without an update has not."""
+def describe(facts: StepFacts, metrics: Mapping[str, float], training_speed: float = 0.0) -> str:
+    """The step's other numbers in one line; `metrics` are the objective's, which a step without an update has not."""
     parts = [
         f"zero signal {facts.zero_signal:.0%}",
         f"truncated {facts.truncated:.0%}",
@@ -173,9 +173,9 @@ def describe(facts: StepFacts, heard: Mapping[str, float], training_speed: float
         parts.append(f"{facts.rounds} rounds for {facts.trained} groups")
     if facts.forced:
         parts.append(f"{facts.forced} forced tokens left out")
-    if "clip_low" in heard and "clip_high" in heard:
-        parts.append(f"clipped {heard['clip_low']:.1%} low {heard['clip_high']:.1%} high")
-    parts += [f"{words} {heard[name]:.3g}" for name, words in HEARD if name in heard]
+    if "clip_low" in metrics and "clip_high" in metrics:
+        parts.append(f"clipped {metrics['clip_low']:.1%} low {metrics['clip_high']:.1%} high")
+    parts += [f"{words} {metrics[name]:.3g}" for name, words in SHOWN if name in metrics]
     parts.append(f"mismatch {facts.mismatch:.1g} (at most {facts.mismatch_max:.1g})")
     parts.append(f"policy {facts.version} of age {facts.age:g}")
     if facts.update:
@@ -189,7 +189,7 @@ def describe(facts: StepFacts, heard: Mapping[str, float], training_speed: float
 def _cause(facts: StepFacts) -> str:
     """Why most groups have no signal, and what to do about it."""
     if facts.ungradable_share > 0.5:
-        return "most answers could not be graded, mend the grader"
+        return "most answers could not be graded, fix the grader"
     if facts.truncated > 0.5:
         return f"{_most(facts.truncated, 'answer is', 'answers are')} cut off, raise max_new_tokens"
     if facts.failed >= FLAT:
@@ -197,7 +197,7 @@ def _cause(facts: StepFacts) -> str:
     if facts.solved >= FLAT:
         return f"{_most(facts.solved, 'group is solved', 'groups are solved')} already, use harder tasks or stop"
     if facts.mixed > max(facts.failed, facts.solved):
-        return "the answers to a prompt all earn the same, use a grader that tells them apart"
+        return "the answers to a prompt all earn the same, use a grader that scores them differently"
     return "groups are solved or failed altogether, use tasks in between or larger groups"
 
 

@@ -2,13 +2,13 @@
 
 `Group` is what rollouts are made of; `row_of` is its line in `rollouts.jsonl`; `pack_group` and `unpack_group` keep it
 in a training state, so that a resumed run trains on the very samples that were there. Not covered: sampling them (see
-`rl.sampler`) and what the loss sees of them (see `rl.examples`).
+`rl.collect`) and what the loss sees of them (see `rl.examples`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loopline.attempts.attempt import Attempt, attempt_from_row
@@ -23,7 +23,8 @@ class Group:
 
     attempts: list[Attempt]
     rewards: list[float | None]
-    advantages: list[float | None]
+    advantages: list[float | None] = field(default_factory=list)
+    """Empty until the rollout's groups are complete."""
 
     @property
     def has_signal(self) -> bool:

@@ -129,7 +129,7 @@ class RepetitionGuard(Rule):
     """Answers repeat themselves, and earn no more for it."""
 
     watched = ("reward",)
-    fix = "set reward.repetition_penalty, or mend a grader that pays for repetition"
+    fix = "set reward.repetition_penalty, or fix a grader that rewards repetition"
 
     @property
     def action(self) -> Action:
@@ -181,7 +181,7 @@ class KLGuard(Rule):
 
 
 class MismatchGuard(Rule):
-    """Sampler and trainer disagree at equal weights: one of them computes something else."""
+    """Collector and trainer disagree at equal weights: one of them computes something else."""
 
     fix = "compare their precision, temperature and top-p; a stale or partial weight sync gives the same picture"
 
@@ -209,11 +209,11 @@ class Listener:
     """A guard that decides nothing: it keeps a step's numbers for whoever writes the step's sentence."""
 
     def __init__(self) -> None:
-        self.heard: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
 
     def check(self, step: int, metrics: Mapping[str, float]) -> Decision | None:
         del step
-        self.heard = dict(metrics)
+        self.metrics = dict(metrics)
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Proximal policy optimization: a value network of the policy's size says how good an answer is, token by token.
 
     model = ActorCritic(policy, ScoreModel(load_model(path)))
-    source = PPORolloutSource(model, ppo, sampler, record)         # the sampler's engine has model.policy
+    source = PPORolloutSource(model, ppo, collector, record)         # the collector's engine has model.policy
     train(model, PPO(policy_objective, ppo), source, steps, config, ctx, guards=...)
 
-Where GRPO compares an answer with its siblings, PPO compares each token with what the value network expected before it
-(generalized advantage estimation). It learns from prompts whose answers all earn the same, and pays for it with a
+Where GRPO compares an answer with the others of its group, PPO compares each token with what the value network expected
+before it (generalized advantage estimation). It learns from prompts whose answers all earn the same, at the price of a
 second model: its memory, its forward and its backward pass. Policy and value network share no weights and one
 optimizer. Not covered: graders' rewards in the middle of an answer, values of truncated answers beyond their end.
 """
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from loopline.model.heads import ScoreModel
 from loopline.model.language_model import LanguageModel
+from loopline.rl.collect import Rollout
 from loopline.rl.examples import map_examples, with_extra
 from loopline.rl.explain import StepFacts, explain_values
-from loopline.rl.kl_reward import token_charges
+from loopline.rl.kl_reward import token_penalties
 from loopline.rl.losses import gae, value_loss
 from loopline.rl.ppo_config import PPOConfig
 from loopline.rl.rollout import RolloutSource, Trainable
-from loopline.rl.sampler import Rollout
 from loopline.training.batch import Batch, Example
 from loopline.training.objectives import Loss, Objective
 
@@ -68,19 +68,19 @@ def with_values(
     rewards: Sequence[float],
     values: Sequence[Sequence[float]],
     config: PPOConfig,
-    charges: Sequence[Sequence[float]] | None = None,
+    penalties: Sequence[Sequence[float]] | None = None,
 ) -> list[Example]:
     """The examples with extras "advantages", "returns" and "old_values" from the values before each of their ids.
 
-    An answer's reward comes with the last token the policy chose; nothing is expected after it. `charges` is what each
-    id costs (the KL, where it counts in the reward).
+    An answer's reward comes with the last token the policy chose; nothing is expected after it. `penalties` is what is
+    taken off at each id (the KL, where it counts in the reward).
     """
     chosen = [[n for n, weight in enumerate(example.weights) if weight] for example in examples]
     owners = torch.tensor([number for number, places in enumerate(chosen) for _ in places])
     before = torch.tensor([row[n] for row, places in zip(values, chosen, strict=True) for n in places]).double()
     earned = torch.zeros_like(before)
-    if charges is not None:
-        costs = [row[n] for row, places in zip(charges, chosen, strict=True) for n in places]
+    if penalties is not None:
+        costs = [row[n] for row, places in zip(penalties, chosen, strict=True) for n in places]
         earned -= torch.tensor(costs).double()
     ends = torch.tensor([len(places) for places in chosen]).cumsum(0) - 1
     earned[ends] += torch.tensor(list(rewards)).double()
@@ -110,7 +110,7 @@ class PPORolloutSource(RolloutSource):
     compares = False
 
     def __init__(self, model: ActorCritic, ppo: PPOConfig, *arguments: Any, **options: Any) -> None:
-        """What follows `ppo` is `RolloutSource`'s; its sampler draws from `model.policy`."""
+        """What follows `ppo` is `RolloutSource`'s; its collector samples `model.policy`."""
         super().__init__(*arguments, **options)
         self.model, self.ppo = model, ppo
         self.explained = 0.0
@@ -124,10 +124,10 @@ class PPORolloutSource(RolloutSource):
         values = value_examples(self.model.value, examples, self.row_length, self.rows_per_batch)
         graded = [reward for reward in rewards if reward is not None]
         assert len(graded) == len(examples), "a sample that could not be graded has no example"
-        charges = None
+        penalties = None
         if self.config.kl_coefficient and self.config.kl_in == "reward":
-            charges = [token_charges(example, self.config.kl_coefficient) for example in examples]
-        examples = with_values(examples, graded, values, self.ppo, charges)
+            penalties = [token_penalties(example, self.config.kl_coefficient) for example in examples]
+        examples = with_values(examples, graded, values, self.ppo, penalties)
         self.explained = explained_variance(examples, values)
         return [replace(item, example=example) for item, example in zip(items, examples, strict=True)]
 

@@ -1,13 +1,13 @@
-"""Rollouts as a batch source: draw, record, score, and hand out in minibatches.
+"""Rollouts as a batch source: reinforcement learning is one loop of two steps, collect and train.
 
-    source = RolloutSource(Sampler(engine, tasks_by_set, ...), record)
+    source = RolloutSource(Collector(engine, tasks_by_set, ...), record)
     train(model, objective, source, steps, settings, ctx, guards=[*rollout_guards(...), source.listener])
 
-`RolloutSource` hands the training loop micro-batches sampled from the very model being trained, each rollout for
-`config.updates_per_rollout` optimizer steps. What it samples depends only on the weights, the seed and the step, and
-whatever was sampled but not trained on yet is part of its state: a resumed run trains on the same samples, which it
-lists in `trained-*.jsonl`. Not covered: drawing the samples (see `rl.sampler`), when (see `rl.overlap`), multi-turn
-rollouts in an environment (see `harness`).
+For every `config.updates_per_rollout` optimizer steps the training loop asks `next`, which collects: attempts ->
+rewards -> advantages (`rl.collect`, through the queue of `rl.rollout_queue`) -> examples, packed into micro-batches. It
+trains on them, and the next collection sees the new weights. What is sampled depends only on the weights, the seed and
+the step, and whatever was sampled but not trained on yet is part of the source's state: a resumed run trains on the
+same samples, which it lists in `trained-*.jsonl`. Not covered: rollouts of several turns (see `agents`).
 """
 
 from __future__ import annotations
@@ -22,28 +22,19 @@ from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_jsonl
 from loopline.inference.fingerprint import fingerprint
 from loopline.model.language_model import LanguageModel
+from loopline.rl.collect import Collector, Rollout
 from loopline.rl.config import PolicyGradientConfig
-from loopline.rl.examples import build_examples, group_examples, score_examples, with_extra
+from loopline.rl.examples import group_examples, score_examples, with_extra
 from loopline.rl.explain import StepFacts, describe, explain
-from loopline.rl.group import Group, row_of
+from loopline.rl.group import row_of
 from loopline.rl.guards import Listener
-from loopline.rl.kl_reward import charge
+from loopline.rl.kl_reward import penalize
 from loopline.rl.mismatch import Mismatch, compare_examples, measure_mismatch
-from loopline.rl.overlap import Drawer, Pipeline
 from loopline.rl.rollout_config import RolloutConfig
-from loopline.rl.sampler import Rollout, Sampler
+from loopline.rl.rollout_queue import RolloutQueue, Worker
 from loopline.training.batch import Batch, Example
 from loopline.training.policy import policy_weights
 from loopline.training.prefixes import pack_shared
-
-__all__ = [
-    "Group",
-    "RolloutSource",
-    "build_examples",
-    "gather_records",
-    "gather_trained",
-    "row_of",
-]
 
 
 @dataclass(frozen=True)
@@ -72,33 +63,33 @@ class RolloutSource:
     """Micro-batches of each step, sampled from the model being trained."""
 
     compares = True
-    """Whether a sample's advantage depends on its siblings' rewards."""
+    """Whether a sample's advantage depends on the rewards of the others in its group."""
 
     def __init__(
         self,
-        sampler: Sampler,
+        collector: Collector,
         record: Path,
         row_length: int = 256,
         rows_per_batch: int = 8,
         reference: LanguageModel | None = None,
-        drawer: Drawer | None = None,
+        worker: Worker | None = None,
         trainer: LanguageModel | None = None,
     ) -> None:
-        """`sampler` draws from the model that is trained and says how; `record` is the folder of what it drew.
+        """`collector` samples the model that is trained and says how; `record` is the folder of what it sampled.
 
-        `reference` is the policy that a KL penalty refers to; `drawer` draws in the background.
+        `reference` is the policy that a KL penalty refers to; `worker` collects in the background.
         `trainer` is the model being trained where that is not the engine's own: an adapter on it, whose merged weights
         the engine gets before each rollout.
         Raises `UserError` for settings that contradict each other.
         """
-        self.engine, self.config, self.rollout = sampler.engine, sampler.config, sampler.rollout
+        self.engine, self.config, self.rollout = collector.engine, collector.config, collector.rollout
         self.record, self.row_length, self.rows_per_batch = record, row_length, rows_per_batch
         self.reference = reference
         self.trainer = trainer
         self.listener = Listener()
         self.facts = StepFacts()
         check_settings(self.config, self.rollout, reference)
-        self.pipeline = Pipeline(sampler, self.rollout.staleness, self.rollout.runtime.background, drawer)
+        self.queue = RolloutQueue(collector, self.rollout.staleness, self.rollout.runtime.background, worker)
         # A layer's weights are about 12 width^2 and attending over T ids costs 2 T width, so the two meet at 6 width;
         # attention runs at a lower rate than the products.
         self._attention_length = 4 * self.engine.model.config.hidden_size
@@ -119,49 +110,52 @@ class RolloutSource:
         return self._step + 1
 
     def next(self, step: int) -> Sequence[Batch]:
+        """Micro-batches of `step`: its share of a rollout, which is collected for the first step on it."""
         number, part = divmod(step, self.config.updates_per_rollout)
         if part == 0 or number != self._number:
-            self._take(number, step)
+            self._parts, self._number = self.collect(number, step), number
         chosen = self._parts[part]
         self.facts = replace(self.facts, age=float(step - self.facts.version), update=part)
         write_jsonl(
             self.record / f"trained-{step:06d}.jsonl",
             ({"step": step, "rollout": number, "task": t.prompt, "group": t.group, "sample": t.sample} for t in chosen),
         )
-        examples = [item.example for item in chosen]
-        # A long prompt with a long answer gets the longer rows it needs.
-        row_length = max([self.row_length, *(len(example.tokens) for example in examples)])
-        batches = pack_shared(examples, row_length, self.rows_per_batch, self._attention_length) if examples else []
-        self._tokens = sum(len(example.tokens) for example in examples)
-        self.listener.heard = {}
+        self.listener.metrics = {}
         self._step = step
         self._handed = time.monotonic()
-        return batches
+        return self._packed([item.example for item in chosen])
 
-    def _take(self, number: int, step: int) -> None:
-        """Get rollout `number`, write it down, and make its minibatches."""
+    def collect(self, number: int, step: int) -> list[list[Trainable]]:
+        """Rollout `number` as examples, in as many shares as there are updates on it."""
         if self.trainer is not None:
             self.engine.load(policy_weights(self.trainer, self.engine.model), step)
-        rollout = self.pipeline.take(number, step)
+        rollout = self.queue.take(number, step)
         write_jsonl(self.record / f"{number:06d}.jsonl", (row_of(number, group) for group in rollout.groups))
-        items = self._charged(rollout, self._score(rollout, self._trainable(rollout)))
+        items = self._penalized(rollout, self._score(rollout, self._trainable(rollout)))
         self.facts = StepFacts.of_rollout(rollout)
         if self._measured is not None:
             self.facts = replace(self.facts, mismatch=self._measured.kl, mismatch_max=self._measured.largest)
         updates = self.config.updates_per_rollout
         places = {group: place for place, group in enumerate(rollout.kept)}
-        self._parts = [[item for item in items if places[item.group] % updates == part] for part in range(updates)]
-        self._number = number
+        return [[item for item in items if places[item.group] % updates == part] for part in range(updates)]
+
+    def _packed(self, examples: Sequence[Example]) -> list[Batch]:
+        self._tokens = sum(len(example.tokens) for example in examples)
+        if not examples:
+            return []
+        # A long prompt with a long answer gets the longer rows it needs.
+        row_length = max([self.row_length, *(len(example.tokens) for example in examples)])
+        return pack_shared(examples, row_length, self.rows_per_batch, self._attention_length)
 
     @property
-    def _charges(self) -> bool:
-        """Whether siblings are compared by rewards that the KL was taken from."""
+    def _penalizes(self) -> bool:
+        """Whether the samples of a group are compared by rewards that the KL was taken from."""
         return self.compares and self.config.kl_in == "reward" and self.config.kl_coefficient > 0
 
     def _trainable(self, rollout: Rollout) -> list[Trainable]:
         """The samples of the kept groups that a loss may see, and those that other samples' advantages depend on."""
         config, places = self.config, list(rollout.kept)
-        if self._charges:
+        if self._penalizes:
             config = config.model_copy(update={"mask_truncated": False})
             if config.scale_rewards == "batch":
                 places = list(range(len(rollout.groups)))
@@ -171,13 +165,13 @@ class RolloutSource:
             for sample, example in group_examples(rollout.groups[place], config)
         ]
 
-    def _charged(self, rollout: Rollout, items: list[Trainable]) -> list[Trainable]:
+    def _penalized(self, rollout: Rollout, items: list[Trainable]) -> list[Trainable]:
         """The samples that the loss may see, their advantages less the KL where it counts there."""
-        if not self._charges:
+        if not self._penalizes:
             return items
         config = self.config
         rewards = [group.rewards for group in rollout.groups]
-        found = charge(rewards, {(item.group, item.sample): item.example for item in items}, config)
+        found = penalize(rewards, {(item.group, item.sample): item.example for item in items}, config)
         kept = set(rollout.kept)
         return [
             replace(item, example=found[item.group, item.sample])
@@ -222,18 +216,18 @@ class RolloutSource:
         """What the last step could learn from, and its numbers, in words. Asked first, it takes the update's time."""
         if self._tokens:
             self._speed, self._tokens = self._tokens / max(time.monotonic() - self._handed, 1e-9), 0
-        return f"{self._sentence(self.facts)} {describe(self.facts, self.listener.heard, self._speed)}"
+        return f"{self._sentence(self.facts)} {describe(self.facts, self.listener.metrics, self._speed)}"
 
     def _sentence(self, facts: StepFacts) -> str:
         return explain(facts)
 
     def state_dict(self) -> dict[str, Any]:
-        """Samples drawn but not trained on yet, what was counted so far, and which reference there is."""
+        """Samples that were not trained on yet, what was counted so far, and which reference there is."""
         parts = [[item.pack() for item in part] for part in self._parts]
         # A rollout whose updates are all done is not needed again.
         done = not parts or self.facts.update + 1 == self.config.updates_per_rollout
         return {
-            "pipeline": self.pipeline.state_dict(),
+            "queue": self.queue.state_dict(),
             "number": self._number,
             "step": self._step,
             "facts": asdict(self.facts),
@@ -249,14 +243,14 @@ class RolloutSource:
                 "The reference policy is not the one this run began with",
                 "give the same starting checkpoint, or start the run again without its state",
             )
-        self.pipeline.load_state_dict(state["pipeline"])
+        self.queue.load_state_dict(state["queue"])
         self._parts = [[Trainable.unpack(row) for row in part] for part in state["parts"]]
         self.facts = StepFacts(**state["facts"])
         self._number, self._step = state["number"], state["step"]
 
     def close(self) -> None:
-        """End what draws in the background."""
-        self.pipeline.close()
+        """End what collects in the background."""
+        self.queue.close()
 
     def __enter__(self) -> RolloutSource:
         return self

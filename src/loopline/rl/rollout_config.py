@@ -23,7 +23,7 @@ class RolloutRuntime(Runtime):
 
 
 class RolloutConfig(Config):
-    """How answers are drawn and what is recorded about the policy that drew them."""
+    """How answers are sampled and what is recorded about the policy that wrote them."""
 
     old_logprobs: Literal["sampler", "trainer"] = "sampler"
     """What ratios are taken against: the log-probs the sampler reported, or those the trainer computes for the same

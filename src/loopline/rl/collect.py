@@ -1,12 +1,12 @@
-"""Rollouts: sample groups of answers, grade them while others are still being sampled, reward and compare them.
+"""Collect: attempts -> rewards -> advantages, one rollout at a time.
 
-    sampler = Sampler(engine, tasks_by_set, shares, graders, reward, config, rollout, seed)
-    rollout = sampler.sample(number=3, version=3, memory=Memory())
+    collector = Collector(engine, tasks_by_set, shares, graders, reward, config, rollout, seed)
+    rollout, memory = collector.collect(number=3, version=3, memory=Memory())
 
 What a rollout holds depends on the weights, the seed, its number and the memory of those before, never on time. With
-dynamic sampling (DAPO, arXiv:2503.14476, section 3.2) further rounds of prompts are drawn, at most
-`config.dynamic_sampling`, until enough groups differ within themselves. Not covered: multi-turn rollouts in an
-environment (see `harness`) and when a rollout is drawn (see `rl.overlap`).
+dynamic sampling (DAPO, arXiv:2503.14476, section 3.2) further rounds of prompts are asked, at most
+`config.dynamic_sampling`, until enough groups differ within themselves. Not covered: what the loss sees of a rollout
+(see `rl.rollout`), when it is collected (see `rl.rollout_queue`), several turns with tools (see `agents`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loopline.attempts.ask import ask, seed_of
 from loopline.attempts.attempt import Attempt
 from loopline.grading.graders import GraderSet
 from loopline.grading.reward import RewardConfig, compute_rewards, length_budget, shape_by_length
-from loopline.inference.engine import Engine, Sampling, TorchEngine
+from loopline.inference.engine import Sampling, TorchEngine
 from loopline.rl.advantage import batch_advantages, flat
 from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.group import Group, pack_group, tokens_of, unpack_group
@@ -38,7 +38,7 @@ class Memory:
     following: int = 0
     """Number of the rollout that comes next, if none is left out."""
     round: int = 0
-    """Rounds of prompts drawn so far."""
+    """Rounds of prompts asked so far."""
     asked: int = 0
     """Prompts asked so far."""
     budgets: dict[str, int] = field(default_factory=dict)
@@ -74,16 +74,16 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt of a round."""
+class Prompt:
+    """A task of a round, and how it is asked."""
 
     task: Task
     seed: int
     thinking: bool
 
 
-class Sampler:
-    """Draws rollouts from an engine's weights."""
+class Collector:
+    """Collects rollouts from an engine's weights."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Sampler:
         self.engine, self.tasks, self.shares = engine, tasks_by_set, shares
         self.graders, self.reward, self.config, self.rollout, self.seed = graders, reward, config, rollout, seed
 
-    def sample(self, number: int, version: int, memory: Memory) -> tuple[Rollout, Memory]:
+    def collect(self, number: int, version: int, memory: Memory) -> tuple[Rollout, Memory]:
         """Rollout `number` from the engine's weights, called `version`, and the memory for the next one."""
         began = time.monotonic()
         self.engine.version = version
@@ -109,13 +109,15 @@ class Sampler:
         groups: list[Group] = []
         rounds = 0
         while True:
-            asked = self._ask(number, memory, len(groups))
-            found, memory = self._answer(asked, number, memory)
-            groups += found
+            prompts = self._prompts(number, memory, len(groups))
+            attempts = self._attempts(prompts)
+            rewards, budgets = self._rewards(attempts, number, memory.budgets)
+            groups += [Group(group, earned) for group, earned in zip(attempts, rewards, strict=True)]
+            memory = replace(memory, round=memory.round + 1, asked=memory.asked + len(prompts), budgets=budgets)
             rounds += 1
             if rounds > self.config.dynamic_sampling or self._enough(groups):
                 break
-        groups = compare(groups, self.config)
+        groups = with_advantages(groups, self.config)
         kept = [i for i, group in enumerate(groups) if group.has_signal or not self.config.drop_zero_signal]
         if self.config.dynamic_sampling:
             kept = kept[: self.config.prompts_per_step]
@@ -127,37 +129,57 @@ class Sampler:
     def _enough(self, groups: Sequence[Group]) -> bool:
         return sum(differs(group.rewards) for group in groups) >= self.config.prompts_per_step
 
-    def _ask(self, number: int, memory: Memory, before: int) -> list[Asked]:
+    def _prompts(self, number: int, memory: Memory, before: int) -> list[Prompt]:
         """The prompts of the next round, `before` of which were asked in this rollout already."""
         sizes = {task_set: len(tasks) for task_set, tasks in self.tasks.items()}
         chosen = set_indices(sizes, self.shares, self.config.prompts_per_step, memory.round, self.seed)
         tasks = [self.tasks[task_set][index] for task_set, index in chosen]
         switches = thinking_switches(len(tasks), self.rollout.no_think_share, memory.asked)
         return [
-            Asked(task, seed_of(self.seed, number, before + place, task.id), thinking)
+            Prompt(task, seed_of(self.seed, number, before + place, task.id), thinking)
             for place, (task, thinking) in enumerate(zip(tasks, switches, strict=True))
         ]
 
-    def _answer(self, asked: Sequence[Asked], number: int, memory: Memory) -> tuple[list[Group], Memory]:
-        """A graded and rewarded group for every prompt of a round."""
-        groups = sample_groups(self.engine, asked, self.graders, self.reward, self.config, self.rollout)
-        budgets = memory.budgets
-        shaped = []
+    def _attempts(self, prompts: Sequence[Prompt]) -> list[list[Attempt]]:
+        """`group_size` graded attempts at each prompt."""
+        config = self.config
+        sampling = Sampling(
+            config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            keep_sets=config.top_p < 1 or config.top_k > 0,
+            n=config.group_size,
+            thinking_budget=self.rollout.thinking_budget,
+        )
+        return ask(
+            self.engine,
+            [prompt.task for prompt in prompts],
+            sampling,
+            graders=self.graders,
+            also=self.reward.graders,
+            seeds=[prompt.seed for prompt in prompts],
+            thinking=[prompt.thinking for prompt in prompts],
+        )
+
+    def _rewards(
+        self, groups: Sequence[Sequence[Attempt]], number: int, budgets: Mapping[str, int]
+    ) -> tuple[list[list[float | None]], dict[str, int]]:
+        """What each attempt earns, and the token budgets of all prompts seen so far."""
+        known, rewards = dict(budgets), []
         for group in groups:
-            scores = [grade.score for grade in group.grades]
-            lengths = [len(completion.token_ids) for completion in group.completions]
-            if self.reward.length.toggle.every and group.task.id not in budgets:
-                budget = length_budget(self.reward.length.toggle, scores, lengths)
-                # A budget holds from the prompt's next visit on.
-                fresh = {} if budget is None else {group.task.id: budget}
-                known = None
-            else:
-                fresh, known = {}, budgets.get(group.task.id)
-            rewards = shape_by_length(self.reward.length, group.rewards, scores, lengths, number, known)
-            budgets = {**budgets, **fresh}
-            shaped.append(replace(group, rewards=rewards))
-        after = replace(memory, round=memory.round + 1, asked=memory.asked + len(asked), budgets=budgets)
-        return shaped, after
+            task = group[0].task.id
+            scores = [attempt.score for attempt in group]
+            lengths = [len(attempt.completion.token_ids) for attempt in group]
+            budget = known.get(task)
+            if self.reward.length.toggle.every and task not in known:
+                found = length_budget(self.reward.length.toggle, scores, lengths)
+                if found is not None:
+                    # It holds from the prompt's next visit on.
+                    known[task] = found
+            earned = reward_attempts(self.reward, group)
+            rewards.append(shape_by_length(self.reward.length, earned, scores, lengths, number, budget))
+        return rewards, known
 
 
 def differs(rewards: Sequence[float | None]) -> bool:
@@ -165,42 +187,11 @@ def differs(rewards: Sequence[float | None]) -> bool:
     return not flat([reward for reward in rewards if reward is not None])
 
 
-def compare(groups: Sequence[Group], config: PolicyGradientConfig) -> list[Group]:
-    """The groups with their advantages."""
+def with_advantages(groups: Sequence[Group], config: PolicyGradientConfig) -> list[Group]:
+    """The groups, each attempt compared with the others of its group."""
     rewards = [group.rewards for group in groups]
     found = batch_advantages(rewards, config.scale_rewards, baseline=config.baseline)
     return [replace(group, advantages=advantages) for group, advantages in zip(groups, found, strict=True)]
-
-
-def sample_groups(
-    engine: Engine,
-    asked: Sequence[Asked],
-    graders: GraderSet,
-    reward: RewardConfig,
-    config: PolicyGradientConfig,
-    rollout: RolloutConfig,
-) -> list[Group]:
-    """Graded and rewarded groups of `config.group_size` answers, without advantages."""
-    sampling = Sampling(
-        config.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        keep_sets=config.top_p < 1 or config.top_k > 0,
-        n=config.group_size,
-        thinking_budget=rollout.thinking_budget,
-    )
-    groups = ask(
-        engine,
-        [item.task for item in asked],
-        sampling,
-        graders=graders,
-        also=reward.graders,
-        seeds=[item.seed for item in asked],
-        thinking=[item.thinking for item in asked],
-    )
-    silent: list[float | None] = [None] * config.group_size
-    return [Group(group, reward_attempts(reward, group), silent) for group in groups]
 
 
 def reward_attempts(reward: RewardConfig, attempts: Sequence[Attempt]) -> list[float | None]:

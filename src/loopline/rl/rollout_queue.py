@@ -1,13 +1,14 @@
-"""When rollouts are drawn: right before they are trained on, or while earlier ones are.
+"""The queue between collecting and training: a rollout is collected right before it is trained on, or ahead of it.
 
-    pipeline = Pipeline(sampler, model, staleness=1, background="thread")
-    rollout = pipeline.take(number, version)
+    queue = RolloutQueue(collector, staleness=1, background="thread")
+    rollout = queue.take(number, version)
 
-With staleness s, rollout n is drawn with the weights of the moment rollout n - s was taken, on a copy of the model in a
-thread or process of its own, while the rollouts in between are trained on. Which weights a rollout uses is fixed by its
-number, so what is trained depends on the seed alone: in the background or not, the samples are the same. The copy's
-weights are compared with the trainer's by fingerprint after every transfer. The state holds whatever is drawn already,
-so a resumed run trains on the same samples. Not covered: changing weights in the middle of a sample, several workers.
+With staleness s, rollout n is collected with the weights of the moment rollout n - s was taken, on a copy of the model
+in a thread or process of its own, while the rollouts in between are trained on. Which weights a rollout uses is fixed
+by its number, so what is trained depends on the seed alone: in the background or not, the samples are the same. The
+copy's weights are compared with the trainer's by fingerprint after every transfer. The state holds whatever is
+collected already, so a resumed run trains on the same samples. Not covered: changing weights in the middle of a sample,
+several workers.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from loopline.base.errors import UserError
 from loopline.inference.engine import TorchEngine
 from loopline.inference.fingerprint import fingerprint
-from loopline.rl.sampler import Memory, Rollout, Sampler, pack_rollout, unpack_rollout
+from loopline.rl.collect import Collector, Memory, Rollout, pack_rollout, unpack_rollout
 
 Weights = Mapping[str, Tensor]
 
@@ -40,10 +41,10 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-class Drawer(Protocol):
-    """Where a rollout is drawn."""
+class Worker(Protocol):
+    """Where a rollout is collected."""
 
-    def draw(self, weights: Weights, number: int, version: int, memory: Memory) -> tuple[Rollout, Memory]:
+    def collect(self, weights: Weights, number: int, version: int, memory: Memory) -> tuple[Rollout, Memory]:
         """Rollout `number` from `weights`, called `version`."""
         ...
 
@@ -52,28 +53,28 @@ class Drawer(Protocol):
         ...
 
 
-class LocalDrawer:
-    """Draws in this process, on a copy of the sampler's model."""
+class LocalWorker:
+    """Collects in this process, on a copy of the collector's model."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        engine = sampler.engine
-        self.sampler = copy.copy(sampler)
-        self.sampler.engine = TorchEngine(
+    def __init__(self, collector: Collector) -> None:
+        engine = collector.engine
+        self.collector = copy.copy(collector)
+        self.collector.engine = TorchEngine(
             copy.deepcopy(engine.model).eval(), engine.tokenizer, engine.batch_size, engine.version
         )
 
-    def draw(self, weights: Weights, number: int, version: int, memory: Memory) -> tuple[Rollout, Memory]:
-        load_checked(self.sampler, weights, version, fingerprint(weights))
-        return self.sampler.sample(number, version, memory)
+    def collect(self, weights: Weights, number: int, version: int, memory: Memory) -> tuple[Rollout, Memory]:
+        load_checked(self.collector, weights, version, fingerprint(weights))
+        return self.collector.collect(number, version, memory)
 
     def close(self) -> None:
         """Nothing to end."""
 
 
-def load_checked(sampler: Sampler, weights: Weights, version: int, expected: str) -> None:
-    """Give the sampler's engine `weights`. Raises `UserError` when it then holds others."""
-    sampler.engine.load(weights, version, expected)
-    found = sampler.engine.fingerprint()
+def load_checked(collector: Collector, weights: Weights, version: int, expected: str) -> None:
+    """Give the collector's engine `weights`. Raises `UserError` when it then holds others."""
+    collector.engine.load(weights, version, expected)
+    found = collector.engine.fingerprint()
     if found != expected:
         raise UserError(
             f"The sampler does not have version {version} of the weights: its fingerprint is {found[:12]}, the "
@@ -82,18 +83,18 @@ def load_checked(sampler: Sampler, weights: Weights, version: int, expected: str
         )
 
 
-class ProcessDrawer:
-    """Draws in a process of its own, which ends with this one however this one ends."""
+class ProcessWorker:
+    """Collects in a process of its own, which ends with this one however this one ends."""
 
-    def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Sampler]], threads: int) -> None:
-        """`make` is pickled; it builds the sampler inside the process."""
+    def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Collector]], threads: int) -> None:
+        """`make` is pickled; it builds the collector inside the process."""
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, make, threads), daemon=True)
         self.process.start()
         theirs.close()
 
-    def draw(self, weights: Weights, number: int, version: int, memory: Memory) -> tuple[Rollout, Memory]:
+    def collect(self, weights: Weights, number: int, version: int, memory: Memory) -> tuple[Rollout, Memory]:
         request = {
             "weights": {name: value.cpu() for name, value in weights.items()},
             "fingerprint": fingerprint(weights),
@@ -107,7 +108,7 @@ class ProcessDrawer:
         except (EOFError, OSError) as error:
             self.process.join(timeout=5)
             raise UserError(
-                f"The rollout process ended with status {self.process.exitcode} while it drew rollout {number}",
+                f"The rollout process ended with status {self.process.exitcode} while it collected rollout {number}",
                 "if the machine ran out of memory, set rollout.runtime.background to off; its own message stands above",
             ) from error
         if "error" in reply:
@@ -122,20 +123,22 @@ class ProcessDrawer:
             self.process.join()
 
 
-def serve(connection: Connection, make: Callable[[], contextlib.AbstractContextManager[Sampler]], threads: int) -> None:
+def serve(
+    connection: Connection, make: Callable[[], contextlib.AbstractContextManager[Collector]], threads: int
+) -> None:
     """Answer requests until the other side is gone. Runs in the rollout process."""
     torch.set_num_threads(threads)
     # A parent that was killed cannot say goodbye, and a rollout may take minutes.
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    with make() as sampler:
+    with make() as collector:
         while True:
             try:
                 request = pickle.loads(connection.recv_bytes())
             except (EOFError, OSError):
                 return
             try:
-                load_checked(sampler, request["weights"], request["version"], request["fingerprint"])
-                rollout, memory = sampler.sample(request["number"], request["version"], Memory(**request["memory"]))
+                load_checked(collector, request["weights"], request["version"], request["fingerprint"])
+                rollout, memory = collector.collect(request["number"], request["version"], Memory(**request["memory"]))
                 reply: dict[str, Any] = {"rollout": pack_rollout(rollout), "memory": asdict(memory)}
             except Exception as error:
                 reply = {"error": _picklable(error)}
@@ -160,38 +163,39 @@ def _picklable(error: Exception) -> Exception:
     return RuntimeError(f"the rollout process: {type(error).__name__}: {error}")
 
 
-class Pipeline:
-    """Hands out rollouts in order, and draws ahead as far as `staleness` allows."""
+class RolloutQueue:
+    """Hands out rollouts in order, and collects ahead as far as `staleness` allows."""
 
     def __init__(
         self,
-        sampler: Sampler,
+        collector: Collector,
         staleness: int = 0,
         background: Literal["off", "thread", "process"] = "off",
-        drawer: Drawer | None = None,
+        worker: Worker | None = None,
     ) -> None:
-        """`sampler`'s engine holds the very model that is trained; `drawer` is where the background draws."""
+        """The engine of `collector` holds the very model that is trained; `worker` collects in the background."""
         if background != "off" and not staleness:
             raise UserError(
-                f"rollout.runtime.background is {background!r} but rollout.staleness is 0: nothing may be drawn ahead",
+                f"rollout.runtime.background is {background!r} but rollout.staleness is 0: nothing may be collected "
+                "ahead",
                 "set rollout.staleness to 1, or background to off",
             )
-        self.sampler, self.staleness = sampler, staleness
+        self.collector, self.staleness = collector, staleness
         self.memory = Memory()
         self._pending: dict[int, Future[tuple[Rollout, Memory]]] = {}
-        self._drawer: Drawer | None = None
+        self._worker: Worker | None = None
         self._pool: ThreadPoolExecutor | None = None
         if background != "off":
-            self._drawer = drawer or LocalDrawer(sampler)
+            self._worker = worker or LocalWorker(collector)
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
 
     def take(self, number: int, version: int) -> Rollout:
         """Rollout `number`; the model's weights at this moment are called `version`.
 
-        Rollouts up to `number + staleness` are started from them. Raises whatever drawing raised.
+        Rollouts up to `number + staleness` are started from them. Raises whatever collecting raised.
         """
         if not self.staleness:
-            rollout, self.memory = self.sampler.sample(number, version, self.memory)
+            rollout, self.memory = self.collector.collect(number, version, self.memory)
             return rollout
         for skipped in [n for n in self._pending if n < number]:
             # Nobody wants it any more, but the next one's memory depends on it.
@@ -200,23 +204,23 @@ class Pipeline:
         if self._pool is None:
             for wanted in missing:
                 done: Future[tuple[Rollout, Memory]] = Future()
-                done.set_result(self.sampler.sample(wanted, version, self.memory))
+                done.set_result(self.collector.collect(wanted, version, self.memory))
                 self.memory = done.result()[1]
                 self._pending[wanted] = done
         elif missing:
-            weights = snapshot(self.sampler.engine.model)
+            weights = snapshot(self.collector.engine.model)
             for wanted in missing:
-                self._pending[wanted] = self._pool.submit(self._draw, weights, wanted, version)
+                self._pending[wanted] = self._pool.submit(self._collect, weights, wanted, version)
         return self._pending.pop(number).result()[0]
 
-    def _draw(self, weights: Weights, number: int, version: int) -> tuple[Rollout, Memory]:
+    def _collect(self, weights: Weights, number: int, version: int) -> tuple[Rollout, Memory]:
         """One rollout, in the background thread: one at a time and in order, so each sees the memory of the last."""
-        assert self._drawer is not None
-        rollout, self.memory = self._drawer.draw(weights, number, version, self.memory)
+        assert self._worker is not None
+        rollout, self.memory = self._worker.collect(weights, number, version, self.memory)
         return rollout, self.memory
 
     def state_dict(self) -> dict[str, Any]:
-        """Whatever is drawn ahead, waited for, and the memory."""
+        """Whatever is collected ahead, waited for, and the memory."""
         pending = [pack_rollout(self._pending[number].result()[0]) for number in sorted(self._pending)]
         return {"memory": asdict(self.memory), "pending": pending}
 
@@ -232,7 +236,7 @@ class Pipeline:
 
     def close(self) -> None:
         """End the background."""
-        if self._drawer is not None:
-            self._drawer.close()
+        if self._worker is not None:
+            self._worker.close()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)

@@ -9,10 +9,10 @@ from loopline.base.files import read_jsonl
 from loopline.chat.tokenizer import THINK, THINK_END
 from loopline.grading.grade import Grade
 from loopline.grading.reward import LengthConfig, RewardConfig, ToggleConfig
+from loopline.rl.collect import Memory, differs, pack_rollout, unpack_rollout
 from loopline.rl.rollout_config import RolloutConfig
-from loopline.rl.sampler import Memory, differs, pack_rollout, unpack_rollout
 from loopline.rl.thinking import thinking_switches
-from tests.rl.support import CONFIG, ParityGraders, make_sampler, make_source, policy, task
+from tests.rl.support import CONFIG, ParityGraders, make_collector, make_source, policy, task
 
 
 class Picky(ParityGraders):
@@ -39,7 +39,7 @@ class Picky(ParityGraders):
 def test_rounds_are_drawn_until_enough_groups_differ_and_no_longer(tokenizer, every, extra, rounds, kept):
     config = CONFIG.model_copy(update={"dynamic_sampling": extra})
     graders = Picky(every)
-    rollout, memory = make_sampler(tokenizer, graders, config=config).sample(0, 0, Memory())
+    rollout, memory = make_collector(tokenizer, graders, config=config).collect(0, 0, Memory())
     assert (rollout.rounds, len(rollout.kept), len(rollout.groups)) == (rounds, kept, 4 * rounds)
     assert all(rollout.groups[number].has_signal for number in rollout.kept)
     # A surplus group of the last round is recorded, not trained on: a step keeps its size.
@@ -50,18 +50,18 @@ def test_rounds_are_drawn_until_enough_groups_differ_and_no_longer(tokenizer, ev
 def test_the_next_rollout_goes_on_where_the_rounds_ended(tokenizer):
     config = CONFIG.model_copy(update={"dynamic_sampling": 4})
     one, many = Picky(3), Picky(1)
-    sampler = make_sampler(tokenizer, one, config=config)
-    _, memory = sampler.sample(0, 0, Memory())
-    sampler.sample(1, 1, memory)
-    plain = make_sampler(tokenizer, many, config=CONFIG)
+    collector = make_collector(tokenizer, one, config=config)
+    _, memory = collector.collect(0, 0, Memory())
+    collector.collect(1, 1, memory)
+    plain = make_collector(tokenizer, many, config=CONFIG)
     memory = Memory()
     while len(many.visits) < len(one.visits):
-        _, memory = plain.sample(memory.following, 0, memory)
+        _, memory = plain.collect(memory.following, 0, memory)
     assert many.visits == one.visits, "prompts were left out or asked twice"
 
 
 def test_without_dynamic_sampling_there_is_one_round(tokenizer):
-    rollout, _ = make_sampler(tokenizer, Picky(4)).sample(0, 0, Memory())
+    rollout, _ = make_collector(tokenizer, Picky(4)).collect(0, 0, Memory())
     assert rollout.rounds == 1 and len(rollout.kept) == 1
 
 
@@ -83,8 +83,8 @@ def test_switches_are_spread_evenly(count, share, start):
 
 def test_prompts_without_thinking_end_in_a_closed_block_that_no_loss_sees(tokenizer, graders, tmp_path):
     rollout = RolloutConfig(no_think_share=0.5)
-    sampler = make_sampler(tokenizer, graders, rollout=rollout)
-    drawn, _ = sampler.sample(0, 0, Memory())
+    collector = make_collector(tokenizer, graders, rollout=rollout)
+    drawn, _ = collector.collect(0, 0, Memory())
     assert [group.thinking for group in drawn.groups] == [True, False, True, False]
     for group in drawn.groups:
         open_prompt = tokenizer.render(group.task.messages, add_generation_prompt=True)
@@ -105,12 +105,12 @@ def test_budgets_are_found_once_and_hold_from_the_next_visit(tokenizer):
     reward = RewardConfig(length=LengthConfig(toggle=ToggleConfig(every=1, percentile=0.5, accuracy=0.5)))
     tasks = {"arithmetic": [task(0)]}
     config = CONFIG.model_copy(update={"prompts_per_step": 1})
-    sampler = make_sampler(
+    collector = make_collector(
         tokenizer, Right(), config=config, reward=reward, tasks_by_set=tasks, shares={"arithmetic": 1.0}
     )
     memory, seen = Memory(), []
     for number in range(4):
-        rollout, memory = sampler.sample(number, number, memory)
+        rollout, memory = collector.collect(number, number, memory)
         (group,) = rollout.groups
         seen.append(([len(c.token_ids) for c in group.completions], group.rewards))
     budget = sorted(seen[0][0])[1]
@@ -121,7 +121,7 @@ def test_budgets_are_found_once_and_hold_from_the_next_visit(tokenizer):
 
 
 def test_a_rollout_survives_the_training_state(tokenizer, graders):
-    rollout, _ = make_sampler(tokenizer, graders).sample(0, 0, Memory())
+    rollout, _ = make_collector(tokenizer, graders).collect(0, 0, Memory())
     again = unpack_rollout(pack_rollout(rollout))
     assert again == rollout
 
@@ -132,8 +132,8 @@ def test_a_group_differs_when_two_graded_rewards_do(rewards):
 
 
 def test_no_step_size_or_version_changes_what_is_drawn(tokenizer, graders):
-    first, _ = make_sampler(tokenizer, graders, policy()).sample(2, 2, Memory(2, 2, 8))
-    second, _ = make_sampler(tokenizer, graders, policy()).sample(2, 9, Memory(2, 2, 8))
+    first, _ = make_collector(tokenizer, graders, policy()).collect(2, 2, Memory(2, 2, 8))
+    second, _ = make_collector(tokenizer, graders, policy()).collect(2, 9, Memory(2, 2, 8))
     assert [group.texts for group in first.groups] == [group.texts for group in second.groups]
     assert {c.policy_version for group in second.groups for c in group.completions} == {9}
 
@@ -146,9 +146,10 @@ def test_a_budget_closes_thinking_and_its_marks_are_masked_and_counted(tokenizer
         # A policy that likes to open a thought where its answer begins.
         prompt = tokenizer.render(task(1).messages, add_generation_prompt=True)
         model.embedding.weight[THINK] = 0.3 * model(torch.tensor([prompt]))[0, -1]
-    source = make_source(tokenizer, graders, tmp_path, model, config, RolloutConfig(thinking_budget=2))
+    budget = RolloutConfig(thinking_budget=2)
+    source = make_source(tokenizer, graders, tmp_path, model, config, budget)
     batches = source.next(0)
-    drawn, _ = make_sampler(tokenizer, graders, model, config, RolloutConfig(thinking_budget=2)).sample(0, 0, Memory())
+    drawn, _ = make_collector(tokenizer, graders, model, config, budget).collect(0, 0, Memory())
     completions = [completion for group in drawn.groups for completion in group.completions]
     forced = sum(sum(completion.forced) for completion in completions)
     assert forced > 0, "no thought reached its budget"

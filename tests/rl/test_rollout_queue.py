@@ -1,4 +1,4 @@
-"""Drawing ahead: which weights draw what, in which process, and that a resumed run has drawn the same."""
+"""Collecting ahead: which weights sample what, in which process, and that a resumed run has the same rollouts."""
 
 import json
 import os
@@ -13,11 +13,11 @@ import torch
 from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl
 from loopline.inference.fingerprint import fingerprint
-from loopline.rl.overlap import LocalDrawer, Pipeline, ProcessDrawer, load_checked
+from loopline.rl.collect import Memory, pack_rollout
 from loopline.rl.rollout import gather_trained
 from loopline.rl.rollout_config import RolloutConfig, RolloutRuntime
-from loopline.rl.sampler import Memory, pack_rollout
-from tests.rl.support import CONFIG, Plan, make_sampler, make_source, policy
+from loopline.rl.rollout_queue import LocalWorker, ProcessWorker, RolloutQueue, load_checked
+from tests.rl.support import CONFIG, Plan, make_collector, make_source, policy
 from tests.support_model import tiny_tokenizer
 
 
@@ -39,28 +39,28 @@ def timeless(rollout):
     return row
 
 
-def run(pipeline, model, numbers):
+def run(queue, model, numbers):
     """Rollouts taken while the model is trained between them."""
     taken = []
     for number in numbers:
-        taken.append(timeless(pipeline.take(number, number)))
+        taken.append(timeless(queue.take(number, number)))
         nudge(model, number)
     return taken
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 2])
-def test_a_rollout_is_drawn_with_the_weights_of_so_many_rollouts_before(tokenizer, graders, staleness):
+def test_a_rollout_is_collected_with_the_weights_of_so_many_rollouts_before(tokenizer, graders, staleness):
     model = policy()
-    taken = run(Pipeline(make_sampler(tokenizer, graders, model), staleness), model, range(5))
+    taken = run(RolloutQueue(make_collector(tokenizer, graders, model), staleness), model, range(5))
     assert [row["version"] for row in taken] == [max(0, number - staleness) for number in range(5)]
     for row in taken:
         fresh = policy()
         for step in range(row["version"]):
             nudge(fresh, step)
         memory = Memory(row["number"], row["number"], row["number"] * CONFIG.prompts_per_step)
-        again, _ = make_sampler(tokenizer, graders, fresh).sample(row["number"], row["version"], memory)
+        again, _ = make_collector(tokenizer, graders, fresh).collect(row["number"], row["version"], memory)
         assert timeless(again) == row
-        # Sampler and trainer agree at the weights that sampled, however old they are.
+        # Collector and trainer agree at the weights that sampled, however old they are.
         assert row["mismatch"]["tokens"] > 0 and row["mismatch"]["largest"] < 1e-4
 
 
@@ -72,11 +72,11 @@ def test_in_the_background_or_not_the_samples_are_the_same(tmp_path, graders):
     try:
         for background in ("off", "thread", "process"):
             model = policy()
-            sampler = make_sampler(tokenizer, graders, model, rollout=aged(1, background))
-            drawer = ProcessDrawer(Plan(tmp_path, aged(1, background)).make, 1) if background == "process" else None
-            pipeline = Pipeline(sampler, 1, background, drawer)
-            found[background] = run(pipeline, model, range(3))
-            pipeline.close()
+            collector = make_collector(tokenizer, graders, model, rollout=aged(1, background))
+            worker = ProcessWorker(Plan(tmp_path, aged(1, background)).make, 1) if background == "process" else None
+            queue = RolloutQueue(collector, 1, background, worker)
+            found[background] = run(queue, model, range(3))
+            queue.close()
     finally:
         torch.set_num_threads(threads)
     assert found["off"] == found["thread"] == found["process"]
@@ -84,30 +84,30 @@ def test_in_the_background_or_not_the_samples_are_the_same(tmp_path, graders):
 
 def test_sampling_and_training_happen_at_the_same_time(tokenizer, graders):
     model = policy()
-    sampler = make_sampler(tokenizer, graders, model)
-    plain = LocalDrawer(sampler)
+    collector = make_collector(tokenizer, graders, model)
+    plain = LocalWorker(collector)
     spans = []
 
     class Watched:
-        def draw(self, *arguments):
+        def collect(self, *arguments):
             began = time.monotonic()
             time.sleep(0.15)
-            drawn = plain.draw(*arguments)
+            drawn = plain.collect(*arguments)
             spans.append((began, time.monotonic()))
             return drawn
 
         def close(self):
             pass
 
-    pipeline = Pipeline(sampler, 1, "thread", Watched())
+    queue = RolloutQueue(collector, 1, "thread", Watched())
     trained = []
     for number in range(3):
-        pipeline.take(number, number)
+        queue.take(number, number)
         began = time.monotonic()
         time.sleep(0.15)
         nudge(model, number)
         trained.append((began, time.monotonic()))
-    pipeline.close()
+    queue.close()
     for number in (0, 1):
         (a, b), (c, d) = trained[number], spans[number + 1]
         assert min(b, d) - max(a, c) > 0.1, "the next rollout waited for training"
@@ -115,28 +115,28 @@ def test_sampling_and_training_happen_at_the_same_time(tokenizer, graders):
 
 def test_training_does_not_reach_the_copy_that_samples(tokenizer, graders):
     model = policy()
-    drawer = LocalDrawer(make_sampler(tokenizer, graders, model))
+    worker = LocalWorker(make_collector(tokenizer, graders, model))
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    before, _ = drawer.draw(weights, 0, 0, Memory())
+    before, _ = worker.collect(weights, 0, 0, Memory())
     nudge(model, 0)
-    after, _ = drawer.draw(weights, 0, 0, Memory())
+    after, _ = worker.collect(weights, 0, 0, Memory())
     assert timeless(before) == timeless(after)
 
 
 def test_a_sync_that_did_not_happen_is_an_error(tokenizer, graders):
     model = policy()
-    drawer = LocalDrawer(make_sampler(tokenizer, graders, model))
+    worker = LocalWorker(make_collector(tokenizer, graders, model))
     nudge(model, 0)
     weights = model.state_dict()
-    drawer.draw(weights, 0, 1, Memory())
-    assert fingerprint(drawer.sampler.engine.model.state_dict()) == fingerprint(weights)
-    drawer.sampler.engine.load = lambda *arguments: None
-    drawer.draw(weights, 0, 1, Memory())  # Nothing moved, so nothing is missing.
+    worker.collect(weights, 0, 1, Memory())
+    assert fingerprint(worker.collector.engine.model.state_dict()) == fingerprint(weights)
+    worker.collector.engine.load = lambda *arguments: None
+    worker.collect(weights, 0, 1, Memory())  # Nothing moved, so nothing is missing.
     nudge(model, 1)
     with pytest.raises(UserError, match="does not have version 2 of the weights"):
-        drawer.draw(model.state_dict(), 1, 2, Memory())
+        worker.collect(model.state_dict(), 1, 2, Memory())
     with pytest.raises(UserError, match="fingerprint"):
-        load_checked(drawer.sampler, weights, 1, "0" * 32)
+        load_checked(worker.collector, weights, 1, "0" * 32)
 
 
 def test_one_bit_changes_the_fingerprint():
@@ -151,7 +151,7 @@ def test_one_bit_changes_the_fingerprint():
 @pytest.mark.parametrize(("staleness", "updates"), [(0, 1), (1, 1), (2, 1), (0, 2), (1, 3)])
 def test_a_resumed_source_trains_on_the_very_same_samples(tokenizer, graders, tmp_path, background, staleness, updates):
     if background == "thread" and not staleness:
-        with pytest.raises(UserError, match="nothing may be drawn ahead"):
+        with pytest.raises(UserError, match="nothing may be collected ahead"):
             make_source(tokenizer, graders, tmp_path, rollout=aged(0, "thread"))
         return
     config = CONFIG.model_copy(update={"updates_per_rollout": updates})
@@ -203,37 +203,37 @@ def test_a_rewound_run_goes_on_with_other_prompts_and_fresh_weights(tokenizer, g
 
 
 def test_what_a_rollout_raises_reaches_the_trainer(tokenizer, graders):
-    sampler = make_sampler(tokenizer, graders)
-    pipeline = Pipeline(sampler, 1, "thread")
+    collector = make_collector(tokenizer, graders)
+    queue = RolloutQueue(collector, 1, "thread")
 
     def broken(*arguments):
         raise UserError("The grader is gone", "start it")
 
-    pipeline.take(0, 0)
-    pipeline.state_dict()  # Waits for what is under way.
-    pipeline._drawer.sampler.sample = broken
-    pipeline.take(1, 1)
+    queue.take(0, 0)
+    queue.state_dict()  # Waits for what is under way.
+    queue._worker.collector.collect = broken
+    queue.take(1, 1)
     with pytest.raises(UserError, match="The grader is gone"):
-        pipeline.take(2, 2)
-    pipeline.close()
+        queue.take(2, 2)
+    queue.close()
 
 
 def test_a_rollout_process_that_dies_is_reported_and_one_whose_parent_dies_ends(tmp_path, graders):
     tokenizer = tiny_tokenizer(tmp_path)
-    drawer = ProcessDrawer(Plan(tmp_path, aged(1)).make, 1)
-    weights = make_sampler(tokenizer, graders).engine.model.state_dict()
-    rollout, memory = drawer.draw(weights, 0, 0, Memory())
+    worker = ProcessWorker(Plan(tmp_path, aged(1)).make, 1)
+    weights = make_collector(tokenizer, graders).engine.model.state_dict()
+    rollout, memory = worker.collect(weights, 0, 0, Memory())
     assert rollout.number == 0 and memory.following == 1
-    drawer.process.kill()
-    with pytest.raises(UserError, match=r"The rollout process ended with status -9 while it drew rollout 1.*Fix: "):
-        drawer.draw(weights, 1, 1, memory)
-    drawer.close()
+    worker.process.kill()
+    with pytest.raises(UserError, match=r"The rollout process ended with status -9 while it collected rollout 1.*Fix: "):
+        worker.collect(weights, 1, 1, memory)
+    worker.close()
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom tests.rl.support import Plan\n"
-        "from loopline.rl.overlap import ProcessDrawer\nfrom loopline.rl.rollout_config import RolloutConfig\n"
+        "from loopline.rl.rollout_queue import ProcessWorker\nfrom loopline.rl.rollout_config import RolloutConfig\n"
         "if __name__ == '__main__':\n"
-        f"    drawer = ProcessDrawer(Plan(Path({str(tmp_path)!r}), RolloutConfig()).make, 1)\n"
-        "    print(drawer.process.pid, flush=True)\n    time.sleep(60)\n"
+        f"    worker = ProcessWorker(Plan(Path({str(tmp_path)!r}), RolloutConfig()).make, 1)\n"
+        "    print(worker.process.pid, flush=True)\n    time.sleep(60)\n"
     )
     (tmp_path / "parent.py").write_text(script)
     root = Path(__file__).parents[2]
