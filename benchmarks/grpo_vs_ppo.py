@@ -148,8 +148,8 @@ def work(job: dict[str, Any]) -> None:
     inputs = {name: Artifact.load(Path(path)) for name, path in job["inputs"].items()}
     config = GRPOConfig(
         algorithm=job["algorithm"],
-        shares={"arithmetic": 1.0},
-        learning_rate=job["learning_rate"],
+        tasks=("arithmetic",),
+        optimizer=OptimizerConfig(learning_rate=job["learning_rate"], weight_decay=0.0),
         divide="batches",
         **job["rl"],
     )

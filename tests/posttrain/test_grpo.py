@@ -17,6 +17,7 @@ from loopline.posttrain.config import GRPOConfig
 from loopline.posttrain.grpo import grpo
 from loopline.rl.rollout_config import RolloutConfig, RolloutRuntime
 from loopline.store.artifact import content_digest
+from loopline.training.config import DevelopmentConfig
 from tests.support import make_artifact, make_context
 from tests.support_stages import OFTEN, Killed, assert_checkpoint, changed_weights, check_training_stage, cut_off
 
@@ -26,7 +27,7 @@ CONFIG = GRPOConfig(
     group_size=6,
     temperature=1.4,
     max_new_tokens=10,
-    shares={"arithmetic": 0.7, "ordering": 0.3},
+    tasks={"arithmetic": 0.7, "ordering": 0.3},
     runtime=OFTEN,
 )
 
@@ -117,9 +118,10 @@ def test_conversations_with_a_system_turn_keep_it(world, tmp_path):
     for row in rows:
         row["messages"] = [{"role": "system", "content": "Add."}, *row["messages"]]
     write_jsonl(tmp_path / "tasks/train.jsonl", rows)
+    write_json(tmp_path / "tasks/sets.json", read_json(world["tasks"] / "sets.json"))
     context = make_context(tmp_path / "c")
     inputs = {**world, "tasks": make_artifact(tmp_path / "tasks")}
-    grpo(CONFIG.model_copy(update={"steps": 1, "shares": {"arithmetic": 1.0}}), inputs, context)
+    grpo(CONFIG.model_copy(update={"steps": 1, "tasks": ("arithmetic",)}), inputs, context)
     assert all(row["messages"][0]["content"] == "Add." for row in read_jsonl(context.out / "rollouts.jsonl"))
 
 
@@ -135,7 +137,7 @@ def test_an_interruption_while_sampling_loses_nothing(world, tmp_path):
     assert (whole.out / "rollouts.jsonl").read_bytes() == (torn.out / "rollouts.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(("role", "file"), [("graders", "audit.json"), ("tasks", "train.jsonl")])
+@pytest.mark.parametrize(("role", "file"), [("graders", "audit.json"), ("tasks", "sets.json")])
 def test_missing_files_are_named(world, tmp_path, role, file):
     inputs = {**world, role: make_artifact(tmp_path / "empty")}
     with pytest.raises(UserError, match=rf"no file .*{re.escape(file)}.*Fix: "):
@@ -200,12 +202,51 @@ def test_ppo_trains_policy_and_value_network_and_survives_a_crash(world, tmp_pat
     [
         ({"importance_correction": "token_mask"}, "nothing to correct"),
         ({"rollout": RolloutConfig(staleness=1, old_logprobs="trainer")}, "would be biased"),
-        ({"rollout": RolloutConfig(runtime=RolloutRuntime(background="thread"))}, "nothing may be drawn ahead"),
+        ({"rollout": RolloutConfig(runtime=RolloutRuntime(background="thread"))}, "nothing may be collected ahead"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_with_the_fix(world, tmp_path, changes, words):
     with pytest.raises(UserError, match=rf"{words}.*Fix: set "):
         grpo(CONFIG.model_copy(update=changes), world, make_context(tmp_path))
+
+
+def test_prompts_that_hold_what_is_kept_for_testing_are_never_asked(world, tmp_path):
+    rows = [row for row in read_jsonl(world["tasks"] / "train.jsonl") if row["task_set"] == "arithmetic"]
+    held = {**rows[0], "id": "held", "part": "dev"}
+    asked = {**rows[0], "id": "asked", "messages": [{"role": "user", "content": f"{held['messages'][-1]['content']}!"}]}
+    write_jsonl(tmp_path / "tasks/train.jsonl", [asked, *rows[1:]])
+    write_jsonl(tmp_path / "tasks/dev.jsonl", [held])
+    write_json(tmp_path / "tasks/sets.json", read_json(world["tasks"] / "sets.json"))
+    inputs = {**world, "tasks": make_artifact(tmp_path / "tasks")}
+    config = CONFIG.model_copy(update={"tasks": ("arithmetic",)})
+    found, shares = module.prompts(config, inputs)
+    assert [task.id for task in found] == [row["id"] for row in rows[1:]] and shares == {"arithmetic": 1.0}
+    write_jsonl(tmp_path / "only/train.jsonl", [asked])
+    write_jsonl(tmp_path / "only/dev.jsonl", [held])
+    write_json(tmp_path / "only/sets.json", read_json(world["tasks"] / "sets.json"))
+    with pytest.raises(UserError, match="Every training prompt of arithmetic holds a task that is kept for testing"):
+        module.prompts(config, {**world, "tasks": make_artifact(tmp_path / "only")})
+
+
+def test_sets_tagged_reasoning_are_asked_unless_others_are_chosen(world):
+    _, shares = module.prompts(GRPOConfig(), world)
+    assert shares == {"arithmetic": 1.0, "word_problem": 1.0, "ordering": 1.0}
+    _, shares = module.prompts(GRPOConfig(tasks={"tag:must_refuse": 0.5, "code": 0.5}), world)
+    assert shares == {"safety": 0.5, "code": 0.5}
+
+
+def test_the_best_weights_by_development_tasks_are_kept_after_a_crash_too(world, tmp_path):
+    config = CONFIG.model_copy(update={"evaluate": DevelopmentConfig(every=2, n=3, tasks=("arithmetic",))})
+    done = check_training_stage(grpo, config, world, tmp_path, 6)
+    found = read_json(done.out / "development.json")
+    assert [row["step"] for row in found["measured"]] == [2, 4, 6] and found["best"] in found["measured"]
+    assert all(row["n"] == 3 for row in found["measured"])
+    assert max(row["score"] for row in found["measured"]) == found["best"]["score"]
+
+
+def test_settings_that_count_rows_are_refused():
+    with pytest.raises(ValueError, match="batch_size counts rows"):
+        GRPOConfig(batch_size=7)
 
 
 def test_ppo_refuses_what_only_groups_have():

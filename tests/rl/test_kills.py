@@ -21,7 +21,7 @@ CONFIG = {
     "group_size": 4,
     "temperature": 1.4,
     "max_new_tokens": 10,
-    "shares": {"arithmetic": 0.7, "ordering": 0.3},
+    "tasks": {"arithmetic": 0.7, "ordering": 0.3},
     "runtime": {"save_every": 2},
 }
 PLAIN = {}

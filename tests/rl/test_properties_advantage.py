@@ -1,16 +1,13 @@
 """Advantages: nothing out of nothing, baselines and deviations against textbook arithmetic."""
 
 import statistics
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from loopline.base.errors import UserError
-from loopline.commands.run import Request, settings_of
-from loopline.recipe import parse_recipe
+from loopline.posttrain.config import GRPOConfig
 from loopline.rl.advantage import batch_advantages, group_advantages
 from loopline.rl.config import PRESETS, PolicyGradientConfig
 
@@ -94,19 +91,16 @@ def test_presets_are_settings_that_hold_together(name):
     assert PolicyGradientConfig(**config.model_dump()) == config
 
 
-def test_a_recipe_and_a_command_name_a_preset():
-    recipe = parse_recipe({"grpo": {"preset": "dr_grpo", "normalizer": "token"}}, "mine.yaml", "mine")
-    grpo = recipe.section("grpo")
-    assert (grpo.scale_rewards, grpo.normalizer, grpo.drop_zero_signal) == ("none", "token", False)
-    sections = settings_of(
-        Request("grpo", Path("m"), Path("d"), Path("o"), overrides=["preset=rloo", "kl_coefficient=0.05"])
-    )
-    assert sections["grpo"].baseline == "leave_one_out" and sections["grpo"].kl_in == "reward"
+def test_a_preset_yields_to_what_is_set_beside_it():
+    config = GRPOConfig.model_validate({"preset": "dr_grpo", "normalizer": "token"})
+    assert (config.scale_rewards, config.normalizer, config.drop_zero_signal) == ("none", "token", False)
+    config = GRPOConfig.model_validate({"preset": "rloo", "kl_coefficient": 0.05})
+    assert config.baseline == "leave_one_out" and config.kl_in == "reward"
 
 
 def test_there_is_no_other_preset():
-    with pytest.raises(UserError, match=r"mine.yaml: grpo.preset: .*'dr_grpo'.*given 'grop'"):
-        parse_recipe({"grpo": {"preset": "grop"}}, "mine.yaml", "mine")
+    with pytest.raises(ValidationError, match=r"preset(.|\n)*'dr_grpo'(.|\n)*'grop'"):
+        GRPOConfig.model_validate({"preset": "grop"})
 
 
 @pytest.mark.parametrize(

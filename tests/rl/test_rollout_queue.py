@@ -225,7 +225,7 @@ def test_a_rollout_process_that_dies_is_reported_and_one_whose_parent_dies_ends(
     rollout, memory = worker.collect(weights, 0, 0, Memory())
     assert rollout.number == 0 and memory.following == 1
     worker.process.kill()
-    with pytest.raises(UserError, match=r"The rollout process ended with status -9 while it collected rollout 1.*Fix: "):
+    with pytest.raises(UserError, match=r"process ended with status -9 while it collected rollout 1.*Fix: "):
         worker.collect(weights, 1, 1, memory)
     worker.close()
     script = (

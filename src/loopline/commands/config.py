@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from loopline.posttrain.config import GRPOConfig
-from loopline.training.config import Divide
+from loopline.training.config import Divide, OptimizerConfig
 
 PROMPTS = "prompts"
 """The one task set of a user's prompts."""
@@ -22,13 +22,11 @@ class ReinforceConfig(GRPOConfig):
 
     steps: int = Field(default=100, ge=1)
     """Optimizer steps; each samples, grades and learns once."""
-    shares: dict[str, float] = {PROMPTS: 1.0}
-    """All prompts are of one task set."""
     prompts_per_step: int = Field(default=16, ge=1)
     """Prompts sampled for each optimizer step."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest sample, in tokens."""
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """Peak learning rate of AdamW."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6, weight_decay=0.0)
+    """The optimizer."""
     divide: Divide = "batches"
     """What a CPU's threads share: micro-batches, a thread each, or operations."""

@@ -8,12 +8,18 @@ from pydantic import Field, model_validator
 
 from loopline.base.stage import Takes, stage
 from loopline.grading.reward import RewardConfig
-from loopline.model.adapter_config import LoRAConfig
 from loopline.rl.config import PolicyGradientConfig
 from loopline.rl.guards import RolloutGuardConfig
 from loopline.rl.ppo_config import PPOConfig
 from loopline.rl.rollout_config import RolloutConfig
-from loopline.training.config import Divide, ScheduleConfig, TrainRuntime
+from loopline.training.config import (
+    DevelopmentConfig,
+    Divide,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    TrainRuntime,
+)
 
 REASONING = {"arithmetic": 0.5, "word_problem": 0.3, "ordering": 0.2}
 
@@ -25,33 +31,44 @@ REASONING = {"arithmetic": 0.5, "word_problem": 0.3, "ordering": 0.2}
     gives="checkpoint",
     area=5,
 )
-class GRPOConfig(PolicyGradientConfig):
-    """Reasoning RL on verifiable rewards."""
+class GRPOConfig(PolicyGradientConfig, TrainingConfig):
+    """Reasoning RL on verifiable rewards: GRPO and its relatives, or PPO."""
 
     algorithm: Literal["grpo", "ppo"] = "grpo"
-    """What an answer is compared with: its siblings, or what a value network of the policy's size expected (PPO)."""
+    """What an answer is compared with: the others of its group, or what a value network of the policy's size expected
+    (PPO)."""
     ppo: PPOConfig = PPOConfig()
     """Settings of the value network; unused with `grpo`."""
-    adapter: LoRAConfig | None = None
-    """Train a low-rank adapter in place of the whole model; rollouts are sampled from the merged weights."""
+    tasks: dict[str, float] | tuple[str, ...] = ()
+    """Task sets by name or as `tag:<tag>`, with or without shares of the prompts. Empty takes those tagged `reasoning`,
+    or all where none is."""
     steps: int = Field(default=80, ge=1)
-    """Optimizer steps; each samples, grades and learns once."""
-    shares: dict[str, float] = REASONING
-    """Share of each task set among the prompts."""
+    """Optimizer steps. Each collects `prompts_per_step` groups, or takes its share of a rollout collected before."""
+    sequence_length: int = Field(default=256, ge=16)
+    """Tokens of a packed row; a longer prompt with its answer gets a longer row."""
     reward: RewardConfig = RewardConfig()
-    """What pays."""
+    """What the reward is made of."""
     rollout: RolloutConfig = RolloutConfig()
-    """How answers are drawn: thinking, overlap with training, whose log-probs."""
-    guards: RolloutGuardConfig = RolloutGuardConfig()
+    """How answers are sampled: thinking, overlap with training, whose log-probs."""
+    rollout_guards: RolloutGuardConfig = RolloutGuardConfig()
     """What is done about collapse, repetition, drift and mismatch."""
-    learning_rate: float = Field(default=2e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    evaluate: DevelopmentConfig = DevelopmentConfig()
+    """Evaluations during training, by which the best weights are kept."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, weight_decay=0.0)
+    """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig(warmup=0.05, decay=0.3, final=0.1)
     """How the learning rate moves."""
     runtime: TrainRuntime = TrainRuntime(save_every=10)
     """Checkpointing."""
     divide: Divide = "operations"
     """What a CPU's threads share: operations, or micro-batches, a thread each."""
+
+    @model_validator(mode="after")
+    def _counts_prompts(self) -> GRPOConfig:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) != TrainingConfig.model_fields[name].default:
+                raise ValueError(f"{name} counts rows, of which there are none here: set steps and prompts_per_step")
+        return self
 
     @model_validator(mode="after")
     def _one_baseline(self) -> GRPOConfig:
