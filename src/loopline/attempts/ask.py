@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from loopline.attempts.attempt import Attempt, attempt_from_row
 from loopline.attempts.grading import Grading
@@ -179,10 +180,11 @@ def render_prompt(tokenizer: Tokenizer, task: Task, thinking: bool = True) -> tu
 
     Raises `UserError` when the template has no such switch.
     """
-    prompt = tokenizer.render(task.messages, add_generation_prompt=True)
+    tools: dict[str, Any] = {"tools": task.tools} if task.tools else {}
+    prompt = tokenizer.render(task.messages, add_generation_prompt=True, **tools)
     if thinking:
         return tuple(prompt)
-    closed = tokenizer.render(task.messages, add_generation_prompt=True, enable_thinking=False)
+    closed = tokenizer.render(task.messages, add_generation_prompt=True, enable_thinking=False, **tools)
     if list(closed) == list(prompt):
         raise UserError(
             "The checkpoint's chat template renders the same prompt with enable_thinking and without",

@@ -38,19 +38,18 @@ def development(
     ctx: Context,
     max_new_tokens: int | None = None,
 ) -> Iterator[Evaluations | None]:
-    """Evaluations of `model`, which training began in `start`, by the artifacts "tasks" and "graders" of `inputs`.
+    """Evaluations of `model`, which training began in `start`, on the artifact "tasks" of `inputs`.
 
-    `max_new_tokens` is the length where the config sets none. Raises `UserError` when one of the two is missing or the
-    tasks have no development part.
+    Its graders are those of "graders", or where there are none those that the tasks artifact defines. `max_new_tokens`
+    is the length where the config sets none. Raises `UserError` without tasks, or without a development part of them.
     """
     if not config.every:
         yield None
         return
-    missing = [name for name in ("tasks", "graders") if name not in inputs]
-    if missing:
+    if "tasks" not in inputs:
         raise UserError(
-            f"evaluate.every is {config.every}, but there are no {missing[0]}",
-            f"define `tasks` and name the node (inputs: {{{missing[0]}: {missing[0]}}}), or set it to 0",
+            f"evaluate.every is {config.every}, but there are no task sets",
+            "define `tasks`, or set evaluate.every to 0",
         )
     tasks = [task.with_facts() for task in chosen_tasks(inputs["tasks"].path, config.tasks, ("dev",), config.n)]
     sampling = Sampling(config.max_new_tokens or max_new_tokens or 256, temperature=config.temperature)
@@ -58,7 +57,8 @@ def development(
     plain = load_model(start, ctx.device).eval() if has_merged_weights(model) else model
     engine = TorchEngine(plain, load_tokenizer(start))
     seed = ctx.seed_for("development")
-    with GraderSet.from_json(inputs["graders"] / "graders.json", workers=ctx.threads) as graders:
+    definitions = inputs.get("graders", inputs["tasks"]) / "graders.json"
+    with GraderSet.from_json(definitions, workers=ctx.threads) as graders:
 
         def measure() -> Measured:
             if plain is not model:

@@ -65,6 +65,8 @@ class GRPOConfig(PolicyGradientConfig, TrainingConfig):
 
     @model_validator(mode="after")
     def _counts_prompts(self) -> GRPOConfig:
+        if self.overlong == "truncate":
+            raise ValueError("a prompt cannot be cut: set overlong to drop or refuse")
         for name in ("epochs", "batch_size"):
             if getattr(self, name) != TrainingConfig.model_fields[name].default:
                 raise ValueError(f"{name} counts rows, of which there are none here: set steps and prompts_per_step")

@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from loopline.attempts.fit import that_fit
 from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_jsonl
 from loopline.chat.load import load_tokenizer
@@ -41,6 +42,7 @@ from loopline.tasks.sets import read_sets, select_sets, tags_of
 from loopline.tasks.task import Task, load_tasks
 from loopline.training.conversations import sets_of
 from loopline.training.guards import Guard
+from loopline.training.lengths import position_limit
 from loopline.training.loop import train
 from loopline.training.policy import load_policy, save_policy
 
@@ -62,12 +64,15 @@ def refuse_bad_graders(graders: Artifact, names: set[str]) -> None:
 
 def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Train "policy" by reinforcement on the training part of "tasks"."""
+    start = checkpoint_of(inputs["policy"]).path
+    tokenizer = load_tokenizer(start)
     tasks, shares = prompts(config, inputs)
     refuse_bad_graders(inputs["graders"], {task.grader for task in tasks} | set(config.reward.graders))
     if config.algorithm == "ppo":
         # The value network learns from groups whose rewards are all equal, too.
         config = config.model_copy(update={"drop_zero_signal": False})
-    start = checkpoint_of(inputs["policy"]).path
+    overlong: Literal["drop", "refuse"] = "drop" if config.overlong == "drop" else "refuse"
+    tasks = that_fit(tokenizer, tasks, config.max_new_tokens, position_limit(start), overlong)
     policy = load_policy(start, config.adapter, ctx.device)
     plain = policy if config.adapter is None else load_model(start, ctx.device).eval()
     plan = CollectorPlan(
@@ -79,7 +84,7 @@ def grpo(config: GRPOConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
         worker = ProcessWorker(plan.make, config.rollout.runtime.threads)
     record = ctx.state / "rollouts"
     with (
-        plan.around(TorchEngine(plain, load_tokenizer(start))) as collector,
+        plan.around(TorchEngine(plain, tokenizer)) as collector,
         development(config.evaluate, policy, start, inputs, ctx, config.max_new_tokens) as evaluations,
     ):
         rollouts: dict[str, Any] = {
