@@ -13,7 +13,6 @@ from loopline.rl.guards import RolloutGuardConfig
 from loopline.rl.ppo_config import PPOConfig
 from loopline.rl.rollout_config import RolloutConfig
 from loopline.training.config import (
-    DevelopmentConfig,
     Divide,
     OptimizerConfig,
     ScheduleConfig,
@@ -47,13 +46,11 @@ class GRPOConfig(PolicyGradientConfig, TrainingConfig):
     sequence_length: int = Field(default=256, ge=16)
     """Tokens of a packed row; a longer prompt with its answer gets a longer row."""
     reward: RewardConfig = RewardConfig()
-    """What the reward is made of."""
+    """What answers earn: graders with weights, and penalties."""
     rollout: RolloutConfig = RolloutConfig()
     """How answers are sampled: thinking, overlap with training, whose log-probs."""
     rollout_guards: RolloutGuardConfig = RolloutGuardConfig()
     """What is done about collapse, repetition, drift and mismatch."""
-    evaluate: DevelopmentConfig = DevelopmentConfig()
-    """Evaluations during training, by which the best weights are kept."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-4, weight_decay=0.0)
     """The optimizer."""
     schedule: ScheduleConfig = ScheduleConfig(warmup=0.05, decay=0.3, final=0.1)
