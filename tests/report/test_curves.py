@@ -1,4 +1,4 @@
-from loopline.report.curves import LOSSES, RL, Chart, panels
+from loopline.report.curves import Chart, loss_charts, panels, rl_charts
 from tests.report.synthetic import STEPS
 
 
@@ -13,12 +13,12 @@ def test_stages_without_a_curve_are_left_out(full_report):
     assert "data" not in full_report["curves"] and "quantize" in full_report["curves"]
 
 
-def test_every_chart_of_a_full_run_has_its_lines(full_report):
-    titles = [panel["title"] for panel in panels(full_report["curves"], RL)]
-    assert {"Reward", "Entropy", "Answer length", "Groups"} <= set(titles)
-    # The synthetic alignment logs no accuracy, so that panel is not drawn.
-    shown = [panel["title"] for panel in panels(full_report["curves"], LOSSES)]
-    assert shown == [chart.title for chart in LOSSES if chart.title != "Alignment: pairs told apart"]
+def test_every_stage_that_trains_has_its_panels(full_report):
+    curves = full_report["curves"]
+    titles = [panel["title"] for panel in panels(curves, rl_charts(curves))]
+    assert titles == [f"grpo: {name}" for name in ("Reward", "Groups", "Entropy", "Answer length")]
+    shown = [panel["title"] for panel in panels(curves, loss_charts(curves))]
+    assert shown == [f"{stage}: loss" for stage in curves]
 
 
 def test_a_chart_shows_what_there_is_so_far():

@@ -52,7 +52,7 @@ def test_evaluations_are_the_rows_of_every_summary(full_run, full_report):
     assert len(full_report["evaluations"]) == len(on_disk)
     for found, row in zip(full_report["evaluations"], on_disk, strict=True):
         for key in ("checkpoint", "task", "metric", "n", "value", "low", "high", "seed", "ungradable"):
-            assert found[key] == (row[key].removeprefix("tag:") if key == "task" else row[key])
+            assert found[key] == row[key]
     assert len(full_report["bits_per_byte"]) == 11 * len(synthetic.SOURCES)
 
 

@@ -101,7 +101,9 @@ def test_the_page_asks_for_nothing_from_elsewhere(full_page, parsed):
 def test_the_page_shows_the_numbers_of_the_report(full_report, parsed):
     text = " ".join(" ".join(parsed.texts).split())
     assert full_report["sentence"] in text
-    row = next(row for row in full_report["evaluations"] if row["checkpoint"] == "grpo" and row["task"] == "reasoning")
+    row = next(
+        row for row in full_report["evaluations"] if row["checkpoint"] == "grpo" and row["task"] == "tag:reasoning"
+    )
     assert f"{100 * row['value']:.1f}%" in text and f"{100 * row['low']:.1f}–{100 * row['high']:.1f}" in text
     titles = [attributes.get("aria-label") or "" for tag, attributes in parsed.elements if tag == "svg"]
     gain = next(row for row in full_report["comparisons"] if row["a"] == "grpo" and row["task"] == "reasoning")

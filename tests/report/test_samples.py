@@ -1,6 +1,10 @@
 from loopline.report.harness import choose
-from loopline.report.samples import CHECKPOINTS
 from tests.report.synthetic import FAMILIES, HOSTILE, STEPS, items
+
+
+def evaluated(report) -> list[str]:
+    rows = [row for row in report["stages"] if row["node_kind"] == "evaluate"]
+    return [row["name"].removeprefix("evaluate_") for row in rows]
 
 
 def test_rollouts_are_early_middle_and_late_with_both_outcomes(full_report):
@@ -17,12 +21,12 @@ def test_rollouts_are_early_middle_and_late_with_both_outcomes(full_report):
 
 
 def test_answers_show_one_solved_and_one_failed_task_of_every_family(full_report):
-    last = {row["task"]: row["score"] for row in items("align", "sampled")}
+    last = {row["task"]: row["score"] for row in items("pretrain_control", "sampled")}
     for task_set in FAMILIES:
         tasks = [row["task"] for row in full_report["answers"] if row["task_set"] == task_set]
         assert sorted(last[task] for task in tasks) == [0.0, 1.0]
     first = full_report["answers"][0]
-    assert [output["checkpoint"] for output in first["outputs"]] == list(CHECKPOINTS)
+    assert [output["checkpoint"] for output in first["outputs"]] == evaluated(full_report)
     assert first["reference"] == str(int(first["task"].rpartition("-")[2]))
     assert first["prompt"].startswith(first["task_set"])
 

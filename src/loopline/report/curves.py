@@ -29,45 +29,41 @@ class Chart:
     unit: str = ""
 
 
-LOSSES = (
-    Chart("Pretraining: loss", [("pretrain", "loss", "loss")], "nats per token"),
-    Chart("Cold-start fine-tuning: loss", [("sft", "loss", "loss")], "nats per token"),
-    Chart("Rejection-sampling fine-tuning: loss", [("rft", "loss", "loss")], "nats per token"),
-    Chart("Alignment: loss", [("align", "loss", "DPO loss")]),
-    Chart("Alignment: pairs told apart", [("align", "accuracy", "share of pairs")], "share"),
-    Chart("Student's base: loss", [("student_base", "loss", "loss")], "nats per token"),
-    Chart(
-        "Student: loss",
-        [("student", "loss", "with traces"), ("student_plain", "loss", "without traces")],
-        "nats per token",
-    ),
-    Chart("Retraining on traffic: loss", [("retrain", "loss", "loss")], "nats per token"),
-    Chart(
-        "Next pretraining: loss",
-        [("pretrain_next", "loss", "new mixture"), ("pretrain_control", "loss", "old mixture")],
-        "nats per token",
-    ),
-)
-RL = (
-    Chart("Reward", [("grpo", "reward", "mean reward")]),
-    Chart(
-        "Groups",
-        [
-            ("grpo", "rollout/solved_share", "all samples right"),
-            ("grpo", "rollout/failed_share", "all samples wrong"),
-            ("grpo", "rollout/zero_signal_share", "no signal"),
-        ],
+RL = {
+    "Reward": ("", {"reward": "mean reward"}),
+    "Groups": (
         "share of groups",
+        {
+            "rollout/solved_share": "all samples right",
+            "rollout/failed_share": "all samples wrong",
+            "rollout/zero_signal_share": "no signal",
+        },
     ),
-    Chart("Entropy", [("grpo", "entropy", "entropy")], "nats per sampled token"),
-    Chart("Answer length", [("grpo", "rollout/length", "mean length")], "tokens"),
-    Chart(
-        "Answers",
-        [("grpo", "rollout/thinking_share", "with thinking"), ("grpo", "rollout/truncated_share", "cut off")],
-        "share of samples",
-    ),
-    Chart("Loss", [("grpo", "loss", "loss")]),
-)
+    "Entropy": ("nats per sampled token", {"entropy": "entropy"}),
+    "Answer length": ("tokens", {"rollout/length": "mean length"}),
+    "Answers": ("share of samples", {"rollout/thinking_share": "with thinking", "rollout/truncated_share": "cut off"}),
+}
+"""Title -> (unit, {series: label}) of the panels of a stage that learns from rewards."""
+
+
+def loss_charts(found: Mapping[str, Curve]) -> list[Chart]:
+    """One panel per stage that trains, in the order of the line; pairs of a preference stage stand beside its loss."""
+    charts = []
+    for stage, curve in found.items():
+        charts.append(Chart(f"{stage}: loss", [(stage, "loss", "loss")]))
+        if "accuracy" in curve["series"]:
+            charts.append(Chart(f"{stage}: pairs ranked right", [(stage, "accuracy", "share of pairs")], "share"))
+    return charts
+
+
+def rl_charts(found: Mapping[str, Curve]) -> list[Chart]:
+    """The panels of every stage that learns from rewards."""
+    return [
+        Chart(f"{stage}: {title}", [(stage, series, label) for series, label in series_of.items()], unit)
+        for stage, curve in found.items()
+        if any(name.startswith("rollout/") for name in curve["series"])
+        for title, (unit, series_of) in RL.items()
+    ]
 
 
 def curves(run: Run) -> dict[str, Curve]:

@@ -48,13 +48,13 @@ def build_report(run_dir: Path) -> dict[str, Any]:
         "release": release(run),
         "loops": loops(run),
         "curves": curves(run),
-        "sources": run.json("raw", "sources.json") or {},
-        "corpus": run.json("data", "manifest.json"),
+        "sources": run.json(run.last("raw"), "sources.json") or {},
+        "corpus": run.json(run.last("data"), "manifest.json"),
         "mixture": mixture(run),
-        "funnel": run.json("data", "funnel.json") or [],
-        "traffic_funnel": run.json("traffic_data", "funnel.json") or [],
+        "funnel": run.json(run.last("data"), "funnel.json") or [],
+        "traffic_funnel": run.json(run.last("traffic_data"), "funnel.json") or [],
         "selections": selections(run),
-        "plan": run.json("plan", "plan.json"),
+        "plan": run.json(run.last("plan"), "plan.json"),
         "audit": audit(run),
         "rollouts": rollouts(run),
         "answers": answers(run),
@@ -95,6 +95,8 @@ def stages(run: Run) -> list[dict[str, Any]]:
                 "name": status.name,
                 "room": status.area,
                 "title": status.stage,
+                "node_kind": status.kind,
+                "headline": status.headline,
                 "state": status.state,
                 "seconds": status.seconds,
                 "digest": status.digest,
@@ -115,8 +117,9 @@ def stages(run: Run) -> list[dict[str, Any]]:
 
 def audit(run: Run) -> dict[str, Any]:
     """Grader -> {"passed", "required", "probes"}; `required` ones had to pass before anything trained on them."""
-    report = run.json("graders", "audit.json") or {}
-    required = run.artifacts["graders"].meta.get("config", {}).get("required", []) if report else []
+    node = run.last("graders")
+    report = run.json(node, "audit.json") or {}
+    required = run.artifacts[node].meta.get("config", {}).get("required", []) if report else []
     return {name: {**entry, "required": name in required} for name, entry in report.items()}
 
 
@@ -145,11 +148,11 @@ def commands(run: Run) -> list[dict[str, str]]:
     rows = [
         (f"loopline run {run.name} --seed {run.seed} {directory}", "make it, or go on where it stopped"),
         (f"loopline status {directory}", "the state of every stage"),
-        (f"loopline why grpo {directory}", "why a stage last ran"),
+        (f"loopline why {run.rows[-1].name} {directory}", "why a stage last ran"),
         (f"loopline verify {directory}", "check every artifact against its digest"),
         (f"loopline report {directory} --json", "the numbers of this page"),
     ]
-    if "release" in run.artifacts:
+    if run.last("release"):
         rows += [
             (f"loopline chat {directory}", "talk to the released model"),
             (f"loopline serve {directory}", "serve it over the OpenAI API and record its traffic"),

@@ -13,7 +13,12 @@ from typing import Any
 from loopline.base.files import read_json
 from loopline.report.run import Run
 
-LOOPS = ("loop_traffic", "loop_benchmarks")
+SELECTIONS = {
+    "accepted.json": "Answers kept as training data, and why others were not",
+    "preferences.json": "Prompts by where their preference pair came from, or why there is none",
+}
+"""Files in which stages say how they chose their own training data."""
+GATES = ("gate", "gate_benchmarks")
 
 
 def release(run: Run) -> dict[str, Any] | None:
@@ -23,34 +28,35 @@ def release(run: Run) -> dict[str, Any] | None:
     `path` is the release artifact and `model` the checkpoint in it, both relative to the run directory. `latency` was
     measured once on the machine of the run; it decided nothing.
     """
-    decision = run.json("release", "release.json")
+    node = run.last("release")
+    decision = run.json(node, "release.json")
     if decision is None:
         return None
-    path = run.where("release")
+    path = run.where(node)
     row = next((row for row in decision["candidates"] if row["name"] == decision["champion"]), None)
     return {
         **decision,
         "path": path,
         "model": f"{path}/{decision['path']}",
         "value": None if row is None else row["objective"],
-        "card": run.file("release", "MODEL_CARD.md") is not None,
-        "latency": run.json("release", "log/latency.json"),
+        "card": run.file(node, "MODEL_CARD.md") is not None,
+        "latency": run.json(node, "log/latency.json"),
     }
 
 
 def loops(run: Run) -> list[dict[str, Any]]:
     """{"name", "stage", "before", "after", "decision", "reasons", "comparisons"} of each loop that was turned."""
     found = []
-    for stage in LOOPS:
-        decision = run.json(stage, "decision.json")
+    for row in run.of_kind(*GATES):
+        decision = run.json(row.name, "decision.json")
         if decision is not None:
-            found.append({**decision, "stage": stage})
+            found.append({"final_check": None, "control": None, **decision, "stage": row.name})
     return found
 
 
 def mixture(run: Run) -> list[dict[str, Any]]:
     """The benchmark loop's mixture: {"source", "before", "after", "epochs", "reason"} per source."""
-    value = run.json("remix", "mixture.json")
+    value = run.json(run.last("remix"), "mixture.json")
     if value is None:
         return []
     reasons = {text.partition(":")[0]: text for text in value["reasons"]}
@@ -70,15 +76,11 @@ def mixture(run: Run) -> list[dict[str, Any]]:
 def selections(run: Run) -> list[dict[str, Any]]:
     """How many rows the steps that choose their own training data kept: {"stage", "what", "counts": {name: n}}."""
     found = []
-    files = (
-        ("rft", "accepted.json", "Answers kept by rejection sampling, and why others were not"),
-        ("align", "preferences.json", "Prompts by where their preference pair came from, or why there is none"),
-        ("student", "accepted.json", "Answers of the teacher kept for the student, and why others were not"),
-    )
-    for stage, name, what in files:
-        file = run.file(stage, name)
-        if file is not None:
-            found.append({"stage": stage, "what": what, "counts": _numbers(read_json(file))})
+    for row in run.rows:
+        for name, what in SELECTIONS.items():
+            file = run.file(row.name, name)
+            if file is not None:
+                found.append({"stage": row.name, "what": what, "counts": _numbers(read_json(file))})
     return found
 
 

@@ -25,13 +25,15 @@ def evaluations(run: Run) -> list[Row]:
     """
     rows = []
     for status in run.rows:
-        if not status.name.startswith("evaluate_") and status.name != "harness":
+        if status.kind not in ("evaluate", "harness"):
             continue
         summary = run.json(status.name, "summary.json") or {}
         for row in summary.get("evaluations", []):
             if row.get("part", "heldout") == "heldout":
                 named = {field: row.get(field) for field in FIELDS}
-                rows.append({**named, "task": str(row["task"]).removeprefix("tag:"), "stage": status.name})
+                # A checkpoint goes by its node, since equal recipes may have made it under another name.
+                name = status.inputs.get("checkpoint", row["checkpoint"]) if status.kind == "evaluate" else None
+                rows.append({**named, "checkpoint": name or row["checkpoint"], "stage": status.name})
     return rows
 
 
@@ -43,11 +45,11 @@ def metrics_of(rows: Sequence[Row]) -> list[str]:
 def table(rows: Sequence[Row], metric: str) -> dict[str, Any]:
     """{"columns": tasks, "rows": [{"checkpoint", "cells": [evaluation or None]}]} of one metric.
 
-    The pooled task "reasoning" comes first; the others keep the order in which they were measured.
+    Tags, which pool task sets, come first; the others keep the order in which they were measured.
     """
     chosen = [row for row in rows if row["metric"] == metric]
     tasks = list(dict.fromkeys(str(row["task"]) for row in chosen))
-    columns = sorted(tasks, key=lambda task: task != "reasoning")
+    columns = sorted(tasks, key=lambda task: not task.startswith("tag:"))
     by_place = {(row["checkpoint"], row["task"]): row for row in chosen}
     checkpoints = list(dict.fromkeys(str(row["checkpoint"]) for row in chosen))
     return {

@@ -20,10 +20,11 @@ TRACE = ("task", "question", "reference", "answer", "score", "flags", "symptoms"
 def harness(run: Run) -> dict[str, Any] | None:
     """{"first", "winner", "frontier", "candidates", "evaluations", "config", "audit", "traces"}.
 
-    Candidates are judged on training tasks; only the first and the winner see held-out ones ("evaluations").
+    Candidates are judged on development tasks; only the first and the winner see held-out ones ("evaluations").
     """
-    artifact = run.artifacts.get("harness")
-    frontier = run.json("harness", "frontier.json")
+    node = run.last("harness")
+    artifact = run.artifacts.get(node)
+    frontier = run.json(node, "frontier.json")
     if artifact is None or frontier is None:
         return None
     folders = sorted(path.parent for path in (artifact / "candidates").glob("*/search.json"))
@@ -37,9 +38,9 @@ def harness(run: Run) -> dict[str, Any] | None:
         "winner": frontier["winner"],
         "frontier": frontier["frontier"],
         "candidates": [read_json(folder / "search.json") for folder in folders],
-        "evaluations": (run.json("harness", "summary.json") or {}).get("evaluations", []),
-        "config": run.json("harness", "harness.json"),
-        "audit": run.json("harness", "audit.json"),
+        "evaluations": (run.json(node, "summary.json") or {}).get("evaluations", []),
+        "config": run.json(node, "harness.json"),
+        "audit": run.json(node, "audit.json"),
         "traces": traces,
     }
 

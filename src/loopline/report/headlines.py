@@ -11,48 +11,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-STEPS = {
-    ("sft", "pretrain"): "Fine-tuning",
-    ("grpo", "sft"): "Reasoning RL",
-    ("rft", "grpo"): "Rejection sampling",
-    ("student", "student_plain"): "Teacher's traces",
-    ("harness:best", "harness:first"): "Harness search",
-}
-"""Comparisons that earn a headline, by their sides."""
-
 
 def headlines(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Scores of the released checkpoint, then what the main steps added, each with interval and n."""
+    """Scores of the released checkpoint, then what every step changed, each with interval and n."""
     return [*_released(report), *_steps(report)]
 
 
 def _released(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The released checkpoint on every tag, or on every task set where there are no tags."""
     release = report["release"]
     if release is None:
         return []
     mode = release.get("objective", {}).get("mode", "sampled")
+    rows = [
+        row
+        for row in report["evaluations"]
+        if row["checkpoint"] == release["champion"] and row["metric"] == f"{mode} pass@1" and row["value"] is not None
+    ]
     out = []
-    for row in report["evaluations"]:
-        wanted = row["task"] in ("reasoning", "safety") and row["metric"] == f"{mode} pass@1"
-        if row["checkpoint"] == release["champion"] and wanted and row["value"] is not None:
-            numbers = {key: row[key] for key in ("value", "low", "high", "n")}
-            label = f"{release['champion']}: {row['task']}"
-            out.append({"label": label, "unit": "score", "detail": row["metric"], "verdict": None, **numbers})
-    return sorted(out, key=lambda row: "reasoning" not in row["label"])
+    for row in [row for row in rows if row["task"].startswith("tag:")] or rows:
+        numbers = {key: row[key] for key in ("value", "low", "high", "n")}
+        label = f"{release['champion']}: {row['task'].removeprefix('tag:')}"
+        out.append({"label": label, "unit": "score", "detail": row["metric"], "verdict": None, **numbers})
+    return out
 
 
 def _steps(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every step, gains and losses alike: its first tag, or its first task set, in its first mode."""
+    oracles = {row["checkpoint"]: row.get("oracle") for row in (report["harness"] or {}).get("evaluations", [])}
     out = []
-    for (a, b), label in STEPS.items():
-        rows = [row for row in report["comparisons"] if (row["a"], row["b"]) == (a, b)]
-        row = next((row for row in rows if row["task"] == "reasoning" and row["metric"].startswith("sampled")), None)
-        # The harness is searched on one task set, so its only comparison stands for it.
-        row = row or next(iter(rows if len(rows) == 1 else []), None)
-        if row is not None:
-            numbers = {"value": row["difference"], "low": row["low"], "high": row["high"], "n": row["n"]}
-            detail = f"{row['task']}, {row['metric']}, {a} against {b}"
-            verdict = {"a": "better", "b": "worse", None: "unclear"}[row["better_holm"]]
-            out.append({"label": label, "unit": "difference", "detail": detail, "verdict": verdict, **numbers})
+    for pair in dict.fromkeys((row["a"], row["b"]) for row in report["comparisons"]):
+        row = next(row for row in report["comparisons"] if (row["a"], row["b"]) == pair)
+        numbers = {"value": row["difference"], "low": row["low"], "high": row["high"], "n": row["n"]}
+        detail = f"{row['task'].removeprefix('tag:')}, {row['metric']}, {row['a']} against {row['b']}"
+        if oracles.get(row["a"]) is not None:
+            detail += f"; ceiling {oracles[row['a']]:.0%}"
+        verdict = {"a": "better", "b": "worse", None: "unclear"}[row["better_holm"]]
+        out.append({"label": row["a"], "unit": "difference", "detail": detail, "verdict": verdict, **numbers})
     return out
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 LOOPS = (
-    {"name": "benchmarks", "stage": "loop_benchmarks", "from": 6, "to": 3, "title": "Benchmark loop"},
-    {"name": "traffic", "stage": "loop_traffic", "from": 9, "to": 2, "title": "Traffic loop"},
+    {"name": "benchmarks", "kind": "gate_benchmarks", "from": 6, "to": 3, "title": "Benchmark loop"},
+    {"name": "traffic", "kind": "gate", "from": 9, "to": 2, "title": "Traffic loop"},
 )
 ORDER = ("failed", "interrupted", "running", "pending")
 
@@ -41,7 +41,7 @@ def picture(report: Mapping[str, Any]) -> dict[str, Any]:
     loops = []
     for loop in LOOPS:
         decision = decisions.get(loop["name"])
-        stage = by_name.get(str(loop["stage"]))
+        stage = next((row for row in report["stages"] if row["node_kind"] == loop["kind"]), None)
         state = "not in this line" if stage is None else stage["state"]
         loops.append({**loop, "decision": decision["decision"] if decision else None, "state": state})
     return {"rooms": rooms, "loops": loops}
@@ -55,11 +55,9 @@ def _state(members: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _groups(members: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    plain = [{**row, "label": row["name"]} for row in members if not row["name"].startswith("evaluate_")]
+    plain = [{**row, "label": row["name"]} for row in members if row["node_kind"] != "evaluate"]
     evaluations = [
-        {**row, "label": row["name"].removeprefix("evaluate_")}
-        for row in members
-        if row["name"].startswith("evaluate_")
+        {**row, "label": row["name"].removeprefix("evaluate_")} for row in members if row["node_kind"] == "evaluate"
     ]
     groups = [{"title": "", "stages": plain}, {"title": "evaluate", "stages": evaluations}]
     return [group for group in groups if group["stages"]]

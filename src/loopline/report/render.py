@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from loopline.base.files import to_json
 from loopline.report import charts
-from loopline.report.curves import LOSSES, RL, panels
+from loopline.report.curves import loss_charts, panels, rl_charts
 from loopline.report.evaluations import metrics_of, table
 from loopline.report.picture import picture
 
@@ -132,16 +132,17 @@ def environment() -> Environment:
 def render(report: Mapping[str, Any], stamp: str) -> str:
     """The whole page. `stamp` is what `report.fingerprint` gave when the report was read."""
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    kinds = {row["name"]: row["node_kind"] for row in report["stages"]}
     template = environment().get_template("page.html")
     return template.render(
         report=report,
         stamp=stamp,
         style=Markup(style),
         picture=picture(report),
-        losses=panels(report["curves"], LOSSES),
-        rl=panels(report["curves"], RL),
-        tables=tables([row for row in report["evaluations"] if row["stage"] != "harness"]),
-        harness_tables=tables([row for row in report["evaluations"] if row["stage"] == "harness"]),
+        losses=panels(report["curves"], loss_charts(report["curves"])),
+        rl=panels(report["curves"], rl_charts(report["curves"])),
+        tables=tables([row for row in report["evaluations"] if kinds[row["stage"]] == "evaluate"]),
+        harness_tables=tables([row for row in report["evaluations"] if kinds[row["stage"]] == "harness"]),
         bits=bits_table(report),
         pairs=pairs(report["comparisons"]),
     )

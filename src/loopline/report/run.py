@@ -43,6 +43,22 @@ class Run:
         artifacts = {row.name: Artifact.load(path / row.path) for row in rows if row.state == "done" and row.path}
         return cls(path, recipe["name"], recipe["seed"], rows, artifacts, is_running(path))
 
+    def of_kind(self, *kinds: str) -> list[StageStatus]:
+        """The nodes of these stage kinds, in the order of the line."""
+        return [row for row in self.rows if row.kind in kinds]
+
+    def last(self, *kinds: str) -> str:
+        """The newest finished node of these kinds; without one a name that no node has."""
+        return next((row.name for row in reversed(self.of_kind(*kinds)) if row.name in self.artifacts), "")
+
+    def evaluations(self) -> dict[str, str]:
+        """Evaluated node -> its newest finished evaluation's node, in the order in which they were evaluated first."""
+        found: dict[str, str] = {}
+        for row in self.of_kind("evaluate"):
+            if row.name in self.artifacts:
+                found[row.inputs.get("checkpoint", row.name)] = row.name
+        return found
+
     def file(self, stage: str, name: str) -> Path | None:
         """A file of a finished stage."""
         artifact = self.artifacts.get(stage)

@@ -1,6 +1,6 @@
 """Answers to look at: what the policy sampled during RL, and the same held-out tasks asked of every checkpoint.
 
-    rollouts(run)     # groups of grpo's rollouts.jsonl, early, in the middle and late
+    rollouts(run)     # groups of the newest RL stage's rollouts.jsonl, early, in the middle and late
     answers(run)      # held-out tasks with every checkpoint's answer and grade
 
 Chosen by rule, right and wrong alike, never by taste: the first that fits in file order. Not covered: harness traces
@@ -15,7 +15,6 @@ from typing import Any
 from loopline.report.run import Run
 
 Row = dict[str, Any]
-MODE = "sampled"
 
 
 def rollouts(run: Run) -> list[Row]:
@@ -23,7 +22,7 @@ def rollouts(run: Run) -> list[Row]:
 
     Each has its task, prompt, share of right samples, and one right and one wrong sample where it has both.
     """
-    rows = run.jsonl("grpo", "rollouts.jsonl") or []
+    rows = run.jsonl(run.last("grpo"), "rollouts.jsonl") or []
     steps = sorted({row["step"] for row in rows})
     if not steps:
         return []
@@ -59,46 +58,37 @@ def _group(row: Row) -> Row:
 
 
 def answers(run: Run) -> list[Row]:
-    """Per task set one held-out task that the latest checkpoint solves and one that it does not.
+    """Per task set one held-out task that the checkpoint evaluated last solves and one that it does not.
 
     Of the solved ones, one that an earlier checkpoint failed comes first. `reference` is the task's written answer.
     """
-    tasks = {row["id"]: row for row in run.jsonl("tasks", "heldout.jsonl") or []}
+    tasks = {row["id"]: row for row in run.jsonl(run.last("tasks"), "heldout.jsonl") or []}
     by_checkpoint = {}
-    for status in run.rows:
-        if status.name.startswith("evaluate_"):
-            items = run.jsonl(status.name, "items.jsonl")
-            if items:
-                chosen = {item["task"]: item for item in items if item["mode"] == MODE}
-                by_checkpoint[status.name.removeprefix("evaluate_")] = chosen
-    shown = [name for name in CHECKPOINTS if by_checkpoint.get(name)]
-    if not tasks or not shown:
+    for name, stage in run.evaluations().items():
+        items = [item for item in run.jsonl(stage, "items.jsonl") or [] if item["task"] in tasks]
+        modes = [mode for mode in ("sampled", "greedy") if any(item["mode"] == mode for item in items)]
+        if modes:
+            first: dict[str, Row] = {}
+            for item in items:
+                if item["mode"] == modes[0]:
+                    first.setdefault(item["task"], item)
+            by_checkpoint[name] = first
+    shown = list(by_checkpoint)
+    if not shown:
         return []
-    last = _latest(shown)
-    task_sets = list(dict.fromkeys(item["task_set"] for item in by_checkpoint[last].values()))
+    last = shown[-1]
     out = []
-    for task_set in task_sets:
+    for task_set in dict.fromkeys(item["task_set"] for item in by_checkpoint[last].values()):
         for task in _pick(task_set, by_checkpoint, shown, last):
-            if task in tasks:
-                out.append(_answer(tasks[task], by_checkpoint, shown))
+            out.append(_answer(tasks[task], by_checkpoint, shown))
     return out
-
-
-CHECKPOINTS = ("pretrain", "sft", "grpo", "rft", "align", "student", "quantize", "retrain")
-"""Whose answers are shown, in this order."""
-MAIN_LINE = ("pretrain", "sft", "grpo", "rft", "align")
-
-
-def _latest(shown: Sequence[str]) -> str:
-    """The last of the main line, or whatever there is."""
-    return next((name for name in reversed(MAIN_LINE) if name in shown), shown[-1])
 
 
 def _pick(task_set: str, by_checkpoint: Mapping[str, Mapping[str, Row]], shown: Sequence[str], last: str) -> list[str]:
     items = [item for item in by_checkpoint[last].values() if item["task_set"] == task_set]
     right = [item["task"] for item in items if item["score"] == 1]
     wrong = [item["task"] for item in items if item["score"] is not None and item["score"] < 1]
-    before = [name for name in shown if name in MAIN_LINE and name != last]
+    before = [name for name in shown if name != last]
     gained = [
         task
         for task in right
@@ -119,6 +109,6 @@ def _answer(task: Row, by_checkpoint: Mapping[str, Mapping[str, Row]], shown: Se
         "task_set": task["task_set"],
         "prompt": task["messages"][-1]["content"],
         "reference": task.get("answer", ""),
-        "mode": MODE,
+        "mode": next(item["mode"] for items in by_checkpoint.values() if (item := items.get(task["id"]))),
         "outputs": outputs,
     }
