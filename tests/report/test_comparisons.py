@@ -3,7 +3,8 @@ import math
 import pytest
 
 from loopline.evaluation.statistics import holm, paired_comparison
-from loopline.report.comparisons import Answers, compare_pair
+from loopline.report.comparisons import Answers, compare_pair, comparisons
+from loopline.report.run import Run
 from tests.report.synthetic import FAMILIES, RATES, items
 
 REASONING = ("arithmetic", "word_problem", "ordering")
@@ -16,15 +17,21 @@ def scores(name: str, mode: str, task_sets: tuple[str, ...]) -> dict[str, float 
 
 def test_every_evaluated_checkpoint_stands_beside_what_it_was_made_from(full_report):
     pairs = list(dict.fromkeys((row["a"], row["b"]) for row in full_report["comparisons"]))
-    evaluated = [
-        row["inputs"]["checkpoint"]["stage"] for row in full_report["stages"] if row["node_kind"] == "evaluate"
-    ]
+    nodes = [row for row in full_report["stages"] if row["node_kind"] == "evaluate"]
+    evaluated = [row["name"].removeprefix("evaluate_") for row in nodes]
+    # The first stands alone; every later one is there, gain or loss.
     assert [a for a, _ in pairs] == [*evaluated[1:], HARNESS[0]]
     before = dict(pairs)
     assert before["quantize"] == "align" and before["pretrain_next"] == before["pretrain_control"] == "pretrain"
     # A release stands for its champion.
-    retrained = next(name for name in evaluated if name not in before or before[name] == "align" and name != "quantize")
-    assert retrained
+    assert before["retrain"] == full_report["release"]["champion"] == "align"
+
+
+def test_a_recorded_control_is_compared_too(full_run):
+    run = Run.load(full_run)
+    run.artifacts["grpo"].meta["metrics"]["control"] = "pretrain"
+    pairs = {(row["a"], row["b"]) for row in comparisons(run)}
+    assert {("grpo", "sft"), ("grpo", "pretrain")} <= pairs
 
 
 def test_every_pair_is_compared_on_every_task_set_tag_and_mode(full_report):

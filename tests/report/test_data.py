@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from loopline.base.errors import UserError
 from loopline.base.files import read_json
 from loopline.pipeline import run_line
 from loopline.report.data import build_report
+from loopline.report.page import write_report
 from loopline.store.artifact import content_digest
 from tests.report import synthetic
 from tests.report.synthetic import make_run, synthetic_recipe
@@ -83,6 +85,17 @@ def test_a_run_that_stopped_at_an_earlier_stage_invents_nothing(tmp_path):
     assert report["rollouts"] == [] and report["mixture"] == [] and report["traffic_funnel"] == []
     pending = next(row for row in report["stages"] if row["name"] == "grpo")
     assert [pending[key] for key in ("seconds", "digest", "path", "config")] == [None] * 4
+
+
+def test_a_line_of_one_evaluation_has_a_report(tmp_path):
+    recipe = synthetic_recipe()
+    names = ("tasks", "graders", "raw", "data", "plan", "pretrain", "evaluate_pretrain")
+    short = replace(recipe, nodes=tuple(node for node in recipe.nodes if node.name in names))
+    run_line(short, tmp_path)
+    report = build_report(tmp_path)
+    assert {row["checkpoint"] for row in report["evaluations"]} == {"pretrain"}
+    assert report["comparisons"] == [] and report["headlines"] == [] and report["release"] is None
+    assert "There is no stage of the kind <code>release</code>" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_a_failed_stage_is_named_and_keeps_its_curve(tmp_path):

@@ -106,8 +106,8 @@ def test_the_page_shows_the_numbers_of_the_report(full_report, parsed):
     )
     assert f"{100 * row['value']:.1f}%" in text and f"{100 * row['low']:.1f}–{100 * row['high']:.1f}" in text
     titles = [attributes.get("aria-label") or "" for tag, attributes in parsed.elements if tag == "svg"]
-    gain = next(row for row in full_report["comparisons"] if row["a"] == "grpo" and row["task"] == "reasoning")
-    wanted = f"grpo against sft, reasoning, {gain['metric']}: +{100 * gain['difference']:.1f} points"
+    gain = next(row for row in full_report["comparisons"] if (row["a"], row["task"]) == ("grpo", "tag:reasoning"))
+    wanted = f"grpo against sft, tag:reasoning, {gain['metric']}: +{100 * gain['difference']:.1f} points"
     assert any(wanted in title for title in titles)
     assert "1 not graded" in text
     for stage in full_report["stages"]:
