@@ -4,8 +4,9 @@
     python -m venv llama && llama/bin/pip install xllamacpp      # llama.cpp with its server in process
     python benchmarks/gguf_llamacpp.py --llama-python llama/bin/python [--model DIR_OR_GGUF ...]
 
-Each model is exported at F16 and its prompts answered greedily, 32 tokens each: here by the built-in engine on the
-weights of the exported file in float32, there by llama.cpp, which multiplies in half precision. Where they part, the
+Each model is exported at F16 and at F32 and its prompts answered greedily, 32 tokens each: here by the built-in engine
+on the weights of the exported file in float32, there by llama.cpp, which rounds what it multiplies with F16 weights to
+half precision, too. So F32 shows whether the file is right, and F16 what its arithmetic changes. Where they part, the
 result says how near the two candidates were here (margin of their logits). `--model` may be repeated; the default is
 SmolLM2-135M-Instruct out of its package.
 
@@ -34,6 +35,8 @@ from loopline.model.start import import_checkpoint
 
 SHARE = 0.95
 NEW_TOKENS = 32
+END = -1
+"""Stands for whichever token ended an answer."""
 QUESTIONS = (
     "What is the capital of {}?", "Name three things to see in {}.", "Write one sentence about {}.",
     "Which languages do people speak in {}?", "Explain to a child where {} lies.",
@@ -81,8 +84,14 @@ def llama(python: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return dict(json.loads(result.read_text()))
 
 
-def compare(name: str, python: str, prompts: int, threads: int) -> dict[str, Any]:
-    """One model, exported at F16, on both sides."""
+def _upto(ids: list[int], stops: tuple[int, ...]) -> list[int]:
+    """The ids before the first that ends a turn, and `END` in its place (llama.cpp leaves it out)."""
+    kept = next((k for k, token in enumerate(ids) if token in stops), len(ids))
+    return [*ids[:kept], *([END] if kept < NEW_TOKENS else [])]
+
+
+def compare(name: str, kind: str, python: str, prompts: int, threads: int) -> dict[str, Any]:
+    """One model, exported at F16 or F32, on both sides."""
     import transformers
     from smollm2_parity import texts
 
@@ -99,7 +108,7 @@ def compare(name: str, python: str, prompts: int, threads: int) -> dict[str, Any
         if path.is_file():
             import_checkpoint(path, folder / "start")
             path = folder / "start"
-        export_gguf(path, folder / "model.gguf", "f16")
+        export_gguf(path, folder / "model.gguf", kind)
         import_checkpoint(folder / "model.gguf", folder / "again")
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         rendered = [
@@ -112,31 +121,30 @@ def compare(name: str, python: str, prompts: int, threads: int) -> dict[str, Any
         stops = tuple(generation) if isinstance(generation, list) else (generation,)
         engine = TorchEngine(model, None)
         groups = engine.generate(ids, Sampling(max_new_tokens=NEW_TOKENS, temperature=0.0, stop_token_ids=stops))
-        ours = [[token for token in group[0].token_ids if token not in stops] for group in groups]
+        ours = [_upto(group[0].token_ids, stops) for group in groups]
         sample = texts(200)
         job = {
             "model": str(folder / "model.gguf"), "conversations": conversations, "prompts": ids, "texts": sample,
             "new_tokens": NEW_TOKENS, "threads": threads,
         }  # fmt: skip
         found = llama(python, job, folder)
-        theirs = [[token for token in answer if token not in stops] for answer in found["answers"]]
-        margins, lengths = [], []
+        theirs = [_upto(answer, stops) for answer in found["answers"]]
+        margins = []
         for prompt, one, other in zip(ids, ours, theirs, strict=True):
             if one != other:
-                place = next((k for k, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-                if place is not None:
-                    with torch.no_grad():
-                        logits = model.logits(model(torch.tensor([prompt + one[:place]])))[0, -1]
-                    margins.append(round(float(logits[one[place]] - logits[other[place]]), 4))
-                else:
-                    lengths.append([len(one), len(other)])
+                place = next(k for k, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+                with torch.no_grad():
+                    logits = model.logits(model(torch.tensor([prompt + one[:place]])))[0, -1]
+                rival = logits[list(stops)].max() if other[place] == END else logits[other[place]]
+                chosen = logits[list(stops)].max() if one[place] == END else logits[one[place]]
+                margins.append(round(float(chosen - rival), 4))
         plain = [tokenizer(text, add_special_tokens=False).input_ids for text in sample]
         return {
+            "type": kind,
             "model": "SmolLM2-135M-Instruct" if name.startswith("package:") else Path(name).name,
             "prompts": len(ids),
             "equal_answers": sum(one == other for one, other in zip(ours, theirs, strict=True)),
             "margins_where_they_part": sorted(margins),
-            "lengths_where_one_ends_early": lengths,
             "equal_rendered_prompts": sum(a == b for a, b in zip(rendered, found["prompts"], strict=True)),
             "equal_prompt_ids": sum(a == b for a, b in zip(ids, found["ids"], strict=True)),
             "texts": len(sample),
@@ -162,7 +170,8 @@ def main() -> int:
         print(error)
         return 0 if arguments.quick else 1
     torch.set_num_threads(arguments.threads)
-    rows = [compare(name, python, 5 if arguments.quick else 50, arguments.threads) for name in models]
+    count = 5 if arguments.quick else 50
+    rows = [compare(name, kind, python, count, arguments.threads) for name in models for kind in ("f16", "f32")]
     for row in rows:
         print(json.dumps(row))
     facts = subprocess.run(
@@ -174,7 +183,7 @@ def main() -> int:
             "models": rows,
             "new_tokens": NEW_TOKENS,
             "ratio": min(row["equal_answers"] / row["prompts"] for row in rows),
-            "ratio_is": "share of greedy answers of llama.cpp at F16 that are ours, token for token; the worst model",
+            "ratio_is": "share of greedy answers of llama.cpp that are ours, token for token; the worst model and type",
             "versions": common.versions("transformers", "gguf") | {"xllamacpp": facts.stdout.strip()},
         },
         arguments,

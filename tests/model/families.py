@@ -48,6 +48,8 @@ OTHERS: dict[str, Any] = {
     "gemma 3, sliding": lambda: transformers.Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=4),
     "mistral, sliding": lambda: transformers.MistralConfig(**SIZES, sliding_window=5),
     "phi": lambda: transformers.PhiConfig(**SIZES),
+    "gpt neox": lambda: transformers.GPTNeoXConfig(**SIZES),
+    "olmo 2": lambda: transformers.Olmo2Config(**SIZES),
     "llama, yarn": lambda: transformers.LlamaConfig(
         **SIZES,
         rope_parameters={
