@@ -54,7 +54,7 @@ def test_a_plan_from_flops_is_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 def test_a_budget_in_minutes_becomes_flops_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = data(tmp_path / "data", stories=10**12)
-    config = PlanConfig(budget=BudgetConfig(minutes=5))
+    config = PlanConfig(budget=BudgetConfig(minutes=5), over_training=0.01)
     ctx = make_context(tmp_path / "one")
     stage.plan(config, {"data": source}, ctx)
     plan = read_json(ctx.out / "plan.json")
