@@ -277,3 +277,16 @@ def test_a_failure_during_a_stream_is_an_error_event(service):
     service.engine.stream = lambda prompt, sampling: iter([(20, -1.0), "xyz"])
     with pytest.raises(openai.APIError, match="generation failed"):
         list(service.ask(stream=True))
+
+
+def test_a_policy_trained_in_a_harness_is_not_told_of_its_own_tools(tmp_path):
+    seen = []
+    engine = ScriptedEngine(tiny_tokenizer(tmp_path), lambda text, seed: seen.append(text) or "ok")
+    harness = {"config": {"system_prompt": "Be brief."}, "environment": "search", "tools": ["search"]}
+    other = {"type": "function", "function": {"name": "other", "parameters": {}}}
+    with BackgroundServer(served(engine, 1024, harness), ServeConfig(), None) as server:
+        for tools in (TOOLS, [other]):
+            body = {"model": "loopline", "messages": [{"role": "user", "content": "q"}], "tools": tools}
+            assert httpx.post(server.url + "/v1/chat/completions", json=body).status_code == 200
+    assert seen[0] == "<|system|>Be brief.<|user|>q<|assistant|>"
+    assert seen[1].startswith("<|system|>Tools:\n") and '"other"' in seen[1]

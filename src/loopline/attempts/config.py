@@ -7,6 +7,7 @@ sampling settings, which belong to the policy and to the caller.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field
@@ -63,9 +64,10 @@ class HarnessConfig(Config):
         return HarnessConfig(max_turns=self.max_turns, max_context_tokens=self.max_context_tokens)
 
 
-def write_harness(path: Path, config: HarnessConfig, environment: str | None) -> None:
-    """harness.json: the harness's fields and the environment whose tools it runs."""
-    write_json(path, {"config": config.model_dump(), "environment": environment})
+def write_harness(path: Path, config: HarnessConfig, environment: str | None, tools: Iterable[str] = ()) -> None:
+    """harness.json: the harness's fields, the environment whose tools it runs, and their names where known."""
+    named = sorted(tools)
+    write_json(path, {"config": config.model_dump(), "environment": environment, **({"tools": named} if named else {})})
 
 
 def read_harness(path: Path) -> tuple[HarnessConfig, str | None]:

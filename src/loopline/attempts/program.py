@@ -164,7 +164,11 @@ class Harness:
                 for attempt in range(self.config.vote):
                     state = environment.reset(task)
                     messages, calls = self._prompt(environment, task, state)
-                    tools = [tool.schema() for tool in environment.tools.values()] if self.config.offer_tools else []
+                    tools = (
+                        [tool.schema() for tool in environment.tools.values()]
+                        if self.config.offer_tools
+                        else [*task.tools]
+                    )
                     if attempt == 0:
                         ids = tokenizer.render(messages, add_generation_prompt=True, tools=tools or None)
                         trajectory.add(None, ids, messages=messages)

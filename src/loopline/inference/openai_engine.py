@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar
 import httpx
 
 from loopline.base.errors import UserError
+from loopline.chat.thinking import THINK, THINK_END
 from loopline.chat.tokenizer import ROLE_IDS, Tokenizer
 from loopline.inference.completion import Completion, Finished
 from loopline.inference.sampling import Sampling
@@ -352,7 +353,7 @@ def _reply(choice: Mapping[str, Any]) -> Reply:
         text = choice["text"]
     else:
         thought = message.get("reasoning_content") or message.get("reasoning")
-        text = (f"<think>{thought}</think>" if thought else "") + (message.get("content") or "")
+        text = (f"{THINK}{thought}{THINK_END}" if thought else "") + (message.get("content") or "")
     tokens, logprobs = _token_logprobs(choice)
     finish: Literal["stop", "length"] = "length" if choice.get("finish_reason") == "length" else "stop"
     return Reply(text, finish, tokens, logprobs, choice.get("token_ids"))

@@ -64,7 +64,7 @@ class Trajectory:
     finish: str = ""
     """`stop` when the policy ended with an answer, `length` when cut off, `turns` at the turn limit."""
     answer: str = ""
-    """Text of the final assistant turn, thinking included and `<|end|>` left out."""
+    """Text of the final assistant turn, thinking included and the stop token left out."""
     turns: int = 0
     """Assistant turns sampled on the way to the answer."""
     calls: list[dict[str, Any]] = field(default_factory=list)

@@ -163,7 +163,10 @@ def release(config: ReleaseConfig, inputs: Mapping[str, Artifact], ctx: Context)
     decision = settle(decision, check, config)
     _write(config, inputs, ctx, candidates, decision, check, mode)
     if measuring.environment is not None or "harness" in inputs:
-        write_harness(ctx.out / "harness.json", measuring.harness, measuring.environment)
+        world = measuring.world("dev")
+        # The service shows a policy no schemas of tools that it was trained on.
+        tools = world[0].tools if world else ()
+        write_harness(ctx.out / "harness.json", measuring.harness, measuring.environment, tools)
     write_json(ctx.out / "log" / "latency.json", latencies)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from loopline.chat.thinking import THINK
 from loopline.grading.reward import repetition
 from loopline.rl.group import forced_tokens
 
@@ -101,7 +102,7 @@ class StepFacts:
             ungradable=ungradable,
             ungradable_share=ungradable / total,
             length=sum(len(c.token_ids) for c in completions) / total,
-            thinking=sum("<think>" in text for group in groups for text in group.texts) / total,
+            thinking=sum(THINK in text for group in groups for text in group.texts) / total,
             repetition=math.fsum(repetition(text) for group in groups for text in group.texts) / total,
             forced=sum(sum(forced_tokens(completion)) for completion in completions),
             trained=sum(group.has_signal for group in groups),

@@ -82,7 +82,8 @@ class ServedModel:
         if not tools or self.harness is None:
             return list(turns), tools or None
         known = set(self.harness.get("tools", ()))
-        if self.harness.get("offer_tools") or not {tool["function"]["name"] for tool in tools} <= known:
+        config = self.harness.get("config", self.harness)
+        if config.get("offer_tools") or not {tool["function"]["name"] for tool in tools} <= known:
             return list(turns), tools
-        prompt = str(self.harness.get("system_prompt", ""))
+        prompt = str(config.get("system_prompt", ""))
         return [*([{"role": "system", "content": prompt}] if prompt else []), *turns], None
