@@ -93,3 +93,21 @@ def test_history_that_loses_its_reasoning_begins_a_new_branch(tmp_path):
         assert isinstance(found, Rewritten) and "loses its" in found.reason
         assert "6 x 7 =" not in tokenizer.decode(found.prompt)
     assert isinstance(tokenizer.continuation([ASK, SAID["words"].to_openai()], [ASK]), Continuation)
+
+
+OPENED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' and loop.last %}"
+    "{{ '<think>\\n' + (m.reasoning_content or '') + '\\n</think>\\n\\n' }}{% endif %}{{ m.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
+)
+
+
+def test_a_thought_that_the_prompt_opens_is_part_of_the_answer(tmp_path):
+    path = save_stock(tmp_path / "a", "chatml", chat_template=OPENED)
+    report = chat_check(path)
+    assert report.passed, "\n".join(report.lines())
+    tokenizer = load_tokenizer(path)
+    ids, mask = tokenizer.render_with_mask([ASK, SAID["reasoning"].to_openai()])
+    written = [token for token, wrote in zip(ids, mask, strict=True) if wrote]
+    assert tokenizer.answer_text(written, ids[: mask.index(True)]) == "<think>6 x 7 = 42\nso 42\n</think>\n\nIt is 42."
+    assert tokenizer.parse(written, prompt=ids[: mask.index(True)]) == SAID["reasoning"]

@@ -21,7 +21,7 @@ from loopline.chat.forms.form import Call, CallForm, dumps
 from loopline.chat.message import Message, calls_of, text_of
 from loopline.chat.parser import parse_output
 from loopline.chat.template import ChatTemplate
-from loopline.chat.thinking import THINK, THINK_END, read_thinking
+from loopline.chat.thinking import THINK, THINK_END, read_thinking, wrote_thinking
 
 ASK = {"role": "user", "content": "quser"}
 ANSWER = {"role": "assistant", "content": "qanswer"}
@@ -185,7 +185,8 @@ def _reads_back(
     if len(spans) != 1:
         return False
     written = template.without_stop(text[slice(*spans[0])])
-    found = parse_output(written, form, {call.name: {"properties": {"qkey": {"type": "string"}}} for call in calls})
+    types = {call.name: {"properties": {"qkey": {"type": "string"}}} for call in calls}
+    found = parse_output(written, form, types, before=wrote_thinking(text[: spans[0][0]]))
     return found.tool_calls == tuple(calls) and not found.malformed
 
 

@@ -25,6 +25,7 @@ from loopline.chat.forms.form import Call
 from loopline.chat.load import load_tokenizer
 from loopline.chat.message import AssistantMessage, Message
 from loopline.chat.stock_tokenizer import StockTokenizer
+from loopline.chat.thinking import wrote_thinking
 from loopline.chat.tokenizer import Tokenizer, Tools
 
 Outcome = Literal["pass", "fail", "cannot"]
@@ -231,7 +232,7 @@ def _parses(tokenizer: Tokenizer) -> list[Probe]:
         try:
             ids, mask = tokenizer.render_with_mask([ASK, said.to_openai()], tools=tools)
             written = [token for token, wrote in zip(ids, mask, strict=True) if wrote]
-            read = tokenizer.parse(written, tools)
+            read = tokenizer.parse(written, tools, ids[: mask.index(True)])
         except UserError as error:
             found.append(Probe(f": {name}", "cannot" if "drops or changes" in error.what else "fail", error.what))
             continue
@@ -255,17 +256,16 @@ def _goes_on(tokenizer: Tokenizer, kind: str, new: Sequence[Message]) -> list[Pr
     found = tokenizer.continuation([ASK, said.to_openai()], new, tools=tools)
     if isinstance(found, Rewritten):
         return [Probe("", "cannot", f"go on where it stands: {found.reason}; a new branch is begun")]
-    prompt, whole, more = (
-        tokenizer.decode(ids)
-        for ids in (
-            tokenizer.render([ASK], add_generation_prompt=True, tools=tools),
-            tokenizer.render([ASK, said.to_openai(), *new], add_generation_prompt=True, tools=tools),
-            found.ids,
-        )
-    )
+    asked = tokenizer.render([ASK], add_generation_prompt=True, tools=tools)
+    conversation = tokenizer.render([ASK, said.to_openai(), *new], add_generation_prompt=True, tools=tools)
+    prompt, whole, more = (tokenizer.decode(ids) for ids in (asked, conversation, found.ids))
     written = whole.removeprefix(prompt).removesuffix(more)
     written = next((written.removesuffix(stop) for stop in _stops(tokenizer) if written.endswith(stop)), "")
-    if prompt + written not in whole or not more or not same(tokenizer.parse(written, tools), said):
+    if (
+        prompt + written not in whole
+        or not more
+        or not same(tokenizer.parse(wrote_thinking(prompt) + written, tools), said)
+    ):
         return [Probe("", "fail", f"{more!r:.200} does not continue the conversation {whole!r:.400}")]
     return [Probe("", "pass")]
 
