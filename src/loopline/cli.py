@@ -2,7 +2,7 @@
 train a checkpoint of one's own on a file of one's own.
 
 Heavy modules are imported by the command that needs them, so `loopline --help` answers at once. Anything the user
-can mend is printed as one paragraph on standard error with exit status 2. Not covered: doing any of the work itself.
+can fix is printed as one paragraph on standard error with exit status 2. Not covered: doing any of the work itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from loopline import cli_checkpoint
 from loopline.base.errors import UserError
+from loopline.terminal import JsonOption, print_table, say
 
 app = typer.Typer(
     help="Loopline: raw text to a released, served and re-trained language model, in one line.",
@@ -29,7 +31,6 @@ RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or the name 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting, e.g. grpo.steps=50.")]
 DirOption = Annotated[Path | None, typer.Option("--dir", help="Run directory; default runs/<recipe name>.")]
 RunDirOption = Annotated[Path, typer.Option("--dir", help="Run directory.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SeedOption = Annotated[int | None, typer.Option(help="Override the recipe's seed.")]
 UntilOption = Annotated[str | None, typer.Option(help="Run this stage and what it needs, no more.")]
 DEFAULT_RUN = Path("runs/laptop")
@@ -42,10 +43,6 @@ def _load(recipe: str, overrides: list[str] | None, seed: int | None, directory:
 
     loaded = load_recipe(find_recipe(recipe), overrides or [], seed)
     return loaded, directory or Path("runs") / loaded.name
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @app.command()
@@ -65,31 +62,26 @@ def run(
     loaded, run_dir = _load(recipe, overrides, seed, directory)
     stop_on_signals()
     if seeds == 1:
-        run_line(loaded, run_dir, until, say=_say)
-        _scores(*score_table(read_scores(run_dir)))
-        _say(f"Done. Report: {refresh_report(run_dir)}")
+        run_line(loaded, run_dir, until, say=say)
+        print_table(*score_table(read_scores(run_dir)))
+        say(f"Done. Report: {refresh_report(run_dir)}")
         _next(run_dir)
         return
     folders = []
     for number in range(loaded.seed, loaded.seed + seeds):
         folders.append(run_dir / f"seed-{number}")
-        _say(f"Seed {number}")
-        run_line(loaded.with_seed(number), folders[-1], until, say=_say)
+        say(f"Seed {number}")
+        run_line(loaded.with_seed(number), folders[-1], until, say=say)
         refresh_report(folders[-1])
-    _scores(*score_table(write_joined(run_dir, folders)))
-    _say(f"Done: {seeds} seeds, means with 95% intervals over seeds. Numbers: {run_dir / 'seeds.json'}")
-
-
-def _scores(header: list[str], cells: list[list[str]]) -> None:
-    if cells:
-        _table(header, cells)
+    print_table(*score_table(write_joined(run_dir, folders)))
+    say(f"Done: {seeds} seeds, means with 95% intervals over seeds. Numbers: {run_dir / 'seeds.json'}")
 
 
 def _next(run_dir: Path) -> None:
     """The commands that a finished run leads to."""
     if (run_dir / "refs" / "champion.json").exists():
-        _say(f"Next: loopline chat --dir {run_dir}    talk to what was released")
-        _say(f"      loopline serve --dir {run_dir}   serve it over the OpenAI API")
+        say(f"Next: loopline chat --dir {run_dir}    talk to what was released")
+        say(f"      loopline serve --dir {run_dir}   serve it over the OpenAI API")
 
 
 @app.command()
@@ -109,7 +101,7 @@ def plan(
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    _table(list(rows[0]), [list(row.values()) for row in rows])
+    print_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 @app.command()
@@ -133,7 +125,7 @@ def status(directory: RunDirOption = DEFAULT_RUN, as_json: JsonOption = False) -
         ]
         for row in rows
     ]
-    _table(["part", "node", "state", "seconds", "digest"], cells)
+    print_table(["part", "node", "state", "seconds", "digest"], cells)
     for row in rows:
         if row.error:
             print(f"{row.name}: {row.error}")
@@ -259,7 +251,7 @@ def loop_traffic(
     from loopline.loops import loop_traffic as turn
 
     loaded, run_dir = _load(recipe, overrides, seed, directory)
-    print(json.dumps(turn(run_dir, loaded, database=database, say=_say), indent=2))
+    print(json.dumps(turn(run_dir, loaded, database=database, say=say), indent=2))
 
 
 @loop_app.command("benchmarks")
@@ -273,7 +265,7 @@ def loop_benchmarks(
     from loopline.loops import loop_benchmarks as turn
 
     loaded, run_dir = _load(recipe, overrides, seed, directory)
-    print(json.dumps(turn(run_dir, loaded, say=_say), indent=2))
+    print(json.dumps(turn(run_dir, loaded, say=say), indent=2))
 
 
 @app.command()
@@ -306,7 +298,7 @@ def stages(as_json: JsonOption = False) -> None:
         ]
         for kind in kinds
     ]
-    _table(["part of the line", "kind", "takes", "gives", "what it does"], cells)
+    print_table(["part of the line", "kind", "takes", "gives", "what it does"], cells)
 
 
 @app.command("export")
@@ -322,7 +314,7 @@ def export_model(
     from loopline.release.export import export_model as export
 
     for file in export(model, out, to=to, type=type_, dtype=dtype, name=name):
-        _say(f"Wrote {file} ({file.stat().st_size / 1e6:,.1f} MB)")
+        say(f"Wrote {file} ({file.stat().st_size / 1e6:,.1f} MB)")
 
 
 @app.command()
@@ -350,133 +342,7 @@ def verify(directory: RunDirOption = DEFAULT_RUN) -> None:
     print(f"{len(store.artifacts())} artifacts, all as committed")
 
 
-ModelOption = Annotated[Path, typer.Option("--model", help="Checkpoint directory: a result of ours or a stock one.")]
-DataOption = Annotated[Path, typer.Option("--data", help="Rows: .jsonl, .json, .csv or .parquet.")]
-OutOption = Annotated[Path, typer.Option("--out", help="Directory of this run; the result is OUT/model.")]
-ColumnsOption = Annotated[str, typer.Option(help="Names of columns, e.g. prompt=question,completion=answer.")]
-SettingOption = Annotated[list[str] | None, typer.Option("--set", help="A setting, e.g. steps=50 or data.limit=100.")]
-GraderOption = Annotated[str | None, typer.Option(help="A grader: .json, .py, or gsm8k. Default: the exact answer.")]
-ForceOption = Annotated[bool, typer.Option("--force-grader", help="Go on with a grader that fails its audit.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default every core.")]
-RunSeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
-
-
-def _tune(command: str, as_json: bool, overrides: list[str] | None, **options: Any) -> None:
-    from loopline.commands.run import Request, describe, run_command
-    from loopline.pipeline import stop_on_signals
-
-    stop_on_signals()
-    result = run_command(Request(command, overrides=overrides or [], **options), say=_say)
-    if as_json:
-        print(json.dumps(result, indent=2, sort_keys=True))
-    else:
-        print(f"{result['model']}: {describe(result)}")
-
-
-@app.command()
-def sft(
-    model: ModelOption,
-    data: DataOption,
-    out: OutOption,
-    columns: ColumnsOption = "",
-    overrides: SettingOption = None,
-    seed: RunSeedOption = 0,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Fine-tune a checkpoint on conversations, or on prompts and completions."""
-    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed}
-    _tune("sft", as_json, overrides, device=device, threads=threads, **options)
-
-
-@app.command()
-def reward(
-    model: ModelOption,
-    data: DataOption,
-    out: OutOption,
-    columns: ColumnsOption = "",
-    overrides: SettingOption = None,
-    seed: RunSeedOption = 0,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train a reward model on pairs (--set loss=pointwise: on labelled answers; loss=process: on labelled steps)."""
-    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed}
-    _tune("reward", as_json, overrides, device=device, threads=threads, **options)
-
-
-@app.command()
-def dpo(
-    model: ModelOption,
-    data: DataOption,
-    out: OutOption,
-    columns: ColumnsOption = "",
-    overrides: SettingOption = None,
-    seed: RunSeedOption = 0,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train on preferences: --set loss=dpo, ipo, kto, orpo or simpo."""
-    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed}
-    _tune("dpo", as_json, overrides, device=device, threads=threads, **options)
-
-
-@app.command()
-def grpo(
-    model: ModelOption,
-    data: DataOption,
-    out: OutOption,
-    grader: GraderOption = None,
-    force_grader: ForceOption = False,
-    columns: ColumnsOption = "",
-    overrides: SettingOption = None,
-    seed: RunSeedOption = 0,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Reinforce what a grader pays for on prompts."""
-    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed, "grader": grader}
-    _tune("grpo", as_json, overrides, device=device, threads=threads, force_grader=force_grader, **options)
-
-
-@app.command()
-def reject(
-    model: ModelOption,
-    data: DataOption,
-    out: OutOption,
-    grader: GraderOption = None,
-    force_grader: ForceOption = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Times to sample, filter and train.")] = 1,
-    heldout: Annotated[Path | None, typer.Option(help="Prompts to keep out of the training data.")] = None,
-    reward_model: Annotated[Path | None, typer.Option(help="Ranks answers for --set select=best.")] = None,
-    columns: ColumnsOption = "",
-    overrides: SettingOption = None,
-    seed: RunSeedOption = 0,
-    device: DeviceOption = "cpu",
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Sample answers, keep what a grader accepts, and train on it (rejection sampling)."""
-    options = {"model": model, "data": data, "out": out, "columns": columns, "seed": seed, "grader": grader}
-    more = {"rounds": rounds, "heldout": heldout, "reward_model": reward_model, "force_grader": force_grader}
-    _tune("reject", as_json, overrides, device=device, threads=threads, **options, **more)
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+app.registered_commands += cli_checkpoint.app.registered_commands
 
 
 def main() -> None:
