@@ -20,7 +20,7 @@ from loopline.store.artifact import Artifact
 from loopline.training.config import OptimizerConfig
 from loopline.training.conversations import steps_example
 from loopline.training.objectives.preference import PAIR_LOSSES
-from tests.commands.support import stock_checkpoint
+from tests.support_stock import stock_checkpoint
 from tests.support import make_artifact, make_context
 
 PAIRS = [
