@@ -41,6 +41,10 @@ COMMANDS = [
     ["dpo"],
     ["grpo"],
     ["reject"],
+    ["align"],
+    ["distill"],
+    ["quantize"],
+    ["eval"],
 ]
 LIGHT = """
 import sys
