@@ -27,7 +27,7 @@ from typing import Any
 import common
 
 from loopline.base.files import write_jsonl
-from loopline.commands.run import Request, run_command
+from loopline.short_recipes import Request, run_command
 from loopline.store.store import Store
 
 SEED = 11
@@ -107,7 +107,14 @@ class Command:
         grader = {"grader": str(self.root / "grader.py"), "force_grader": True} if self.name == "grpo" else {}
         data = self.root / f"{self.name}.jsonl"
         request = Request(
-            self.name, self.root / "model", data, out, overrides=self.overrides, seed=SEED, threads=1, **grader
+            self.name,
+            str(self.root / "model"),
+            out,
+            str(data),
+            overrides=self.overrides,
+            seed=SEED,
+            threads=1,
+            **grader,
         )
         return start(self.log, lambda: run_command(request, say=lambda text: print(text, flush=True)))
 

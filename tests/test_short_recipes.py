@@ -239,7 +239,9 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(model, questions, t
 def test_mistakes_are_told_before_anything_is_computed(model, tmp_path, monkeypatch, capsys):
     rows = [{"question": f"{n}+1?", "answer": str(n + 1)} for n in range(4)]
     data = write_rows(tmp_path / "mine.jsonl", rows)
-    good = Request("sft", str(model), tmp_path / "out", str(data), columns="prompt=question,completion=answer", threads=1)
+    good = Request(
+        "sft", str(model), tmp_path / "out", str(data), columns="prompt=question,completion=answer", threads=1
+    )
 
     def refused(match, request):
         with pytest.raises(UserError, match=match) as caught:
@@ -308,7 +310,7 @@ def test_eval_asks_every_row_and_keeps_every_outcome(model, tmp_path):
     data = write_rows(tmp_path / "sums.jsonl", [{"prompt": f"{n}+1?", "answer": str(n + 1)} for n in range(5)])
     (tmp_path / "note.txt").write_text("Plain text, to be predicted. " * 30)
     request = EvalRequest(str(model), [str(data)], tmp_path / "out", text=str(tmp_path / "note.txt"), threads=1)
-    request = replace(request, overrides=["max_new_tokens=4", "modes=[sampled]", "samples=3"])
+    request = replace(request, grader="final_answer", overrides=["max_new_tokens=4", "modes=[sampled]", "samples=3"])
     done = run_line(eval_recipe(request), tmp_path / "out")
     items = read_jsonl(done["evaluate"] / "items.jsonl")
     assert len(items) == 15 and {row["task_set"] for row in items} == {"sums"}

@@ -73,7 +73,7 @@ def eval_recipe(request: EvalRequest) -> Recipe:
             sets[name] = {**found, "grader": request.grader} if request.grader else found
     if not sets:
         raise UserError("Nothing is asked", "name a task set with --tasks FILE")
-    raw |= {"tasks": sets, "graders": {"force": request.force_grader}}
+    raw |= {"tasks": sets, "graders": {"force": request.force_grader, "probe": {"prompts": 0}, "overlong": "drop"}}
     own = ("tasks", "graders", "start")
     texts = [text if text.partition(".")[0] in own else f"evaluate.{text}" for text in request.overrides]
     return parse_recipe(raw, "loopline eval", overrides=texts)

@@ -20,8 +20,8 @@ from loopline.store.artifact import Artifact
 from loopline.training.config import OptimizerConfig
 from loopline.training.conversations import steps_example
 from loopline.training.objectives.preference import PAIR_LOSSES
-from tests.support_stock import stock_checkpoint
 from tests.support import make_artifact, make_context
+from tests.support_stock import stock_checkpoint
 
 PAIRS = [
     {"id": f"p{n}", "prompt": f"How much is {n}+1?", "chosen": f"It is {n + 1}", "rejected": f"{n + 2} clips"}

@@ -52,6 +52,8 @@ class RejectConfig(TrainingConfig):
     select: Literal["shortest", "best"] = "shortest"
     """Which of a prompt's passing answers come first: the shortest, or those the reward model (without one, the
     grader) scores highest: best of n."""
+    reward_model: Annotated[str | None, InputFile()] = None
+    """A reward model's directory, to rank answers; empty takes the input `reward_model`."""
     per_prompt: int = Field(default=1, ge=1)
     """Answers kept of each prompt."""
     max_tokens: int | None = Field(default=None, ge=1)

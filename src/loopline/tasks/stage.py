@@ -113,7 +113,8 @@ def _set_grader(
     if not rows.grader:
         raise UserError(
             f"The task set {name} names no grader",
-            f"set tasks.{name}.grader to one of {', '.join(READY)}, a .json or .py file, or a definition",
+            f"set tasks.{name}.grader (--grader of a command) to one of {', '.join(READY)}, a .json or .py file, or a "
+            "definition",
         )
     if definition is None and rows.grader in READY:
         definition = {"type": rows.grader}
