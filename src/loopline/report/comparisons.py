@@ -41,8 +41,9 @@ def comparisons(run: Run) -> list[Row]:
     rows: list[Row] = []
     evaluated = run.evaluations()
     known = {name: _answers(run, name, stage) for name, stage in evaluated.items()}
-    for first, second in pairs_of(run, list(evaluated)):
-        rows += compare_pair(known[first], known[second], f"What {first} changed, made from {second}")
+    for first, second, made in pairs_of(run, list(evaluated)):
+        question = f"What {first} changed, made from {second}" if made else f"{first} beside {second}, evaluated before"
+        rows += compare_pair(known[first], known[second], question)
     for name in evaluated:
         control = _control(run, name)
         if control in known and (name, control) not in {(row["a"], row["b"]) for row in rows}:
@@ -50,13 +51,15 @@ def comparisons(run: Run) -> list[Row]:
     return rows + _harness(run)
 
 
-def pairs_of(run: Run, evaluated: Sequence[str]) -> list[tuple[str, str]]:
-    """(checkpoint, what it is compared with) in the order of the line; the first one stands alone."""
+def pairs_of(run: Run, evaluated: Sequence[str]) -> list[tuple[str, str, bool]]:
+    """(checkpoint, what it is compared with, whether it was made from that) in the order of the line; the first one
+    stands alone."""
     out = []
     for number, name in enumerate(evaluated):
-        before = made_from(run, name, set(evaluated)) or (evaluated[number - 1] if number else None)
+        parent = made_from(run, name, set(evaluated))
+        before = parent or (evaluated[number - 1] if number else None)
         if before is not None:
-            out.append((name, before))
+            out.append((name, before, parent is not None))
     return out
 
 

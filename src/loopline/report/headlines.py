@@ -37,11 +37,13 @@ def _released(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _steps(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every step, gains and losses alike: its first tag, or its first task set, in its first mode."""
+    """Every step, gains and losses alike: on the tag, or else the task set, with the most tasks, in its first mode."""
     oracles = {row["checkpoint"]: row.get("oracle") for row in (report["harness"] or {}).get("evaluations", [])}
     out = []
     for pair in dict.fromkeys((row["a"], row["b"]) for row in report["comparisons"]):
-        row = next(row for row in report["comparisons"] if (row["a"], row["b"]) == pair)
+        rows = [row for row in report["comparisons"] if (row["a"], row["b"]) == pair]
+        rows = [row for row in rows if row["metric"] == rows[0]["metric"]]
+        row = max([row for row in rows if row["task"].startswith("tag:")] or rows, key=lambda row: row["n"])
         numbers = {"value": row["difference"], "low": row["low"], "high": row["high"], "n": row["n"]}
         detail = f"{row['task'].removeprefix('tag:')}, {row['metric']}, {row['a']} against {row['b']}"
         if oracles.get(row["a"]) is not None:
