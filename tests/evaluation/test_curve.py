@@ -7,7 +7,6 @@ from loopline.evaluation.curve import budget_curve
 from loopline.evaluation.stage import evaluate
 from loopline.inference.engine import Completion
 from loopline.store.artifact import content_digest
-from tests.grading.test_stage import inputs as inputs
 from tests.support import make_context
 from tests.support_model import tiny_tokenizer
 
@@ -55,12 +54,12 @@ def test_the_curve_rises_where_thinking_is_long_enough(tasks, graders, tmp_path)
     assert len({tuple(seeds) for _, seeds in engine.seeds}) == 1
 
 
-def test_the_stage_writes_a_curve_when_asked_and_the_same_one_again(tmp_path, inputs):
+def test_the_stage_writes_a_curve_when_asked_and_the_same_one_again(tmp_path, evaluated):
     config = EvaluateConfig(n=4, max_new_tokens=12, tasks=("arithmetic", "code"), thinking_budgets=(4, 0))
     contexts = [make_context(tmp_path / name, seed=5) for name in ("a", "b", "c")]
     for context in contexts[:2]:
-        evaluate(config, inputs, context)
-    evaluate(config.model_copy(update={"thinking_budgets": ()}), inputs, contexts[2])
+        evaluate(config, evaluated, context)
+    evaluate(config.model_copy(update={"thinking_budgets": ()}), evaluated, contexts[2])
     rows = read_json(contexts[0].out / "curve.json")["curve"]
     assert [(row["metric"], row["budget"]) for row in rows] == [
         (f"{mode} pass@1", budget) for mode in ("sampled", "greedy") for budget in (0, 4, None)

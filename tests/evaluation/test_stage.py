@@ -16,7 +16,6 @@ from loopline.evaluation.stage import evaluate
 from loopline.inference.engine import TorchEngine
 from loopline.inference.openai_engine import OpenAIEngine
 from loopline.store.artifact import content_digest
-from tests.grading.test_stage import inputs as inputs
 from tests.support import make_context
 from tests.support_stages import Killed, cut_off
 
@@ -28,10 +27,10 @@ def summary_of(context):
     return read_json(context.out / "summary.json")["evaluations"]
 
 
-def test_evaluation_of_a_checkpoint(tmp_path, inputs):
+def test_evaluation_of_a_checkpoint(tmp_path, evaluated):
     contexts = [make_context(tmp_path / name, seed=5) for name in ("a", "b")]
     for context in contexts:
-        evaluate(CONFIG, inputs, context)
+        evaluate(CONFIG, evaluated, context)
     items = read_jsonl(contexts[0].out / "items.jsonl")
     assert len(items) == 2 * 2 * 4 * len(SETS), "modes, parts, tasks"
     assert {row["part"] for row in items} == {"dev", "heldout"}
@@ -60,25 +59,25 @@ def test_evaluation_of_a_checkpoint(tmp_path, inputs):
     assert contexts[0].metrics.values["headline"].startswith("reasoning ")
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_bytes(tmp_path, inputs, monkeypatch):
+def test_a_killed_evaluation_goes_on_to_the_same_bytes(tmp_path, evaluated, monkeypatch):
     monkeypatch.setattr("loopline.evaluation.evaluate.CHUNK_ATTEMPTS", 12)
     config = CONFIG.model_copy(update={"samples": 3})
     whole = make_context(tmp_path / "whole", seed=5)
-    evaluate(config, inputs, whole)
+    evaluate(config, evaluated, whole)
     with pytest.MonkeyPatch.context() as patch:
         cut_off(patch, TorchEngine, "generate", 4)
         with pytest.raises(Killed):
-            evaluate(config, inputs, make_context(tmp_path / "torn", seed=5))
+            evaluate(config, evaluated, make_context(tmp_path / "torn", seed=5))
     torn = make_context(tmp_path / "torn", seed=5)
     assert len(list((torn.state / "answers").iterdir())) == 4
-    evaluate(config, inputs, torn)
+    evaluate(config, evaluated, torn)
     assert content_digest(torn.out) == content_digest(whole.out)
 
 
-def test_several_samples_are_one_observation_of_their_task(tmp_path, inputs):
+def test_several_samples_are_one_observation_of_their_task(tmp_path, evaluated):
     context = make_context(tmp_path)
     config = EvaluateConfig(tasks=("format",), n=6, samples=4, parts=("dev",), max_new_tokens=4)
-    evaluate(config, inputs, context)
+    evaluate(config, evaluated, context)
     items = read_jsonl(context.out / "items.jsonl")
     assert len(items) == 6 * 4 + 6
     metrics = {row["metric"]: row for row in summary_of(context) if row["task"] == "format"}
@@ -89,36 +88,36 @@ def test_several_samples_are_one_observation_of_their_task(tmp_path, inputs):
     assert context.metrics.values["headline"].startswith("development ")
 
 
-def test_task_sets_are_chosen_by_name_and_tag_and_some_are_asked_more(tmp_path, inputs):
+def test_task_sets_are_chosen_by_name_and_tag_and_some_are_asked_more(tmp_path, evaluated):
     context = make_context(tmp_path)
     config = EvaluateConfig(
         tasks=("format", "tag:must_refuse"), n=2, n_by_set={"safety": 5}, max_new_tokens=2, parts=("heldout",)
     )
-    evaluate(config, inputs, context)
+    evaluate(config, evaluated, context)
     rows = [row for row in summary_of(context) if not row["task"].startswith("tag:")]
     assert {(row["task"], row["n"]) for row in rows} == {("format", 2), ("safety", 5)}
     assert {row["part"] for row in rows} == {"heldout"}
 
 
-def test_a_sample_depends_on_its_task_and_the_seed_only(tmp_path, inputs):
+def test_a_sample_depends_on_its_task_and_the_seed_only(tmp_path, evaluated):
     few, many, other = (make_context(tmp_path / name, seed=seed) for name, seed in (("f", 5), ("m", 5), ("o", 6)))
     settings = {"tasks": ("arithmetic",), "modes": ("sampled",), "max_new_tokens": 8}
-    evaluate(EvaluateConfig(n=3, **settings), inputs, few)
-    evaluate(EvaluateConfig(n=12, **settings), inputs, many)
-    evaluate(EvaluateConfig(n=3, **settings), inputs, other)
+    evaluate(EvaluateConfig(n=3, **settings), evaluated, few)
+    evaluate(EvaluateConfig(n=12, **settings), evaluated, many)
+    evaluate(EvaluateConfig(n=3, **settings), evaluated, other)
     outputs = [{row["task"]: row["output"] for row in read_jsonl(c.out / "items.jsonl")} for c in (few, many, other)]
     assert all(outputs[1][task] == text for task, text in outputs[0].items())
     assert outputs[0] != outputs[2]
 
 
-def test_what_cannot_be_evaluated_is_refused_before_anything_is_computed(tmp_path, inputs):
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_computed(tmp_path, evaluated):
     with pytest.raises(UserError, match="There is no task set 'poetry'"):
-        evaluate(EvaluateConfig(tasks=("poetry",)), inputs, make_context(tmp_path))
+        evaluate(EvaluateConfig(tasks=("poetry",)), evaluated, make_context(tmp_path))
     with pytest.raises(UserError, match="nothing to evaluate.*Fix: give a checkpoint, or an `endpoint`"):
-        evaluate(EvaluateConfig(n=1), {name: inputs[name] for name in ("tasks", "graders")}, make_context(tmp_path))
+        evaluate(EvaluateConfig(n=1), {name: evaluated[name] for name in ("tasks", "graders")}, make_context(tmp_path))
 
 
-def test_bits_per_byte_of_a_text_file(tmp_path, inputs):
+def test_bits_per_byte_of_a_text_file(tmp_path, evaluated):
     file = tmp_path / "notes.txt"
     file.write_text("One lamp costs seven coins: ü. " * 60, encoding="utf-8")
 
@@ -127,7 +126,7 @@ def test_bits_per_byte_of_a_text_file(tmp_path, inputs):
 
     context = make_context(tmp_path / "run")
     config = EvaluateConfig(tasks=("format",), n=1, max_new_tokens=2)
-    evaluate(config, {**inputs, "text": Given()}, context)
+    evaluate(config, {**evaluated, "text": Given()}, context)
     row = next(row for row in summary_of(context) if row["metric"] == "bits_per_byte")
     assert row["task"] == "notes.txt" and row["low"] <= row["value"] <= row["high"]
     windows = read_jsonl(context.out / "bpb.jsonl")
@@ -136,12 +135,12 @@ def test_bits_per_byte_of_a_text_file(tmp_path, inputs):
     assert sum(window["bytes"] for window in windows) == pytest.approx(size, abs=len(windows))
 
 
-def test_the_directory_of_a_result_is_enough_to_get_every_number_again(tmp_path, inputs):
+def test_the_directory_of_a_result_is_enough_to_get_every_number_again(tmp_path, evaluated):
     file = tmp_path / "notes.txt"
     file.write_text("Two lamps cost nine coins. " * 60, encoding="utf-8")
     context = make_context(tmp_path / "run", seed=7)
     config = EvaluateConfig(n=5, samples=3, max_new_tokens=6)
-    evaluate(config, {**inputs, "text": SimpleNamespace(path=file)}, context)
+    evaluate(config, {**evaluated, "text": SimpleNamespace(path=file)}, context)
     # From here on only what the stage wrote.
     items, windows = (read_jsonl(context.out / name) for name in ("items.jsonl", "bpb.jsonl"))
     summary = read_json(context.out / "summary.json")
@@ -161,8 +160,8 @@ def test_the_directory_of_a_result_is_enough_to_get_every_number_again(tmp_path,
     assert context.metrics.values["headline"] == headline(rows)
 
 
-def test_an_endpoint_is_evaluated_like_a_checkpoint(tmp_path, inputs, monkeypatch):
-    answers = {row["messages"][-1]["content"]: row["answer"] for row in read_jsonl(inputs["tasks"] / "dev.jsonl")}
+def test_an_endpoint_is_evaluated_like_a_checkpoint(tmp_path, evaluated, monkeypatch):
+    answers = {row["messages"][-1]["content"]: row["answer"] for row in read_jsonl(evaluated["tasks"] / "dev.jsonl")}
 
     def handle(request):
         assert request.headers["authorization"] == "Bearer secret"
@@ -174,7 +173,7 @@ def test_an_endpoint_is_evaluated_like_a_checkpoint(tmp_path, inputs, monkeypatc
     monkeypatch.setattr(
         module, "OpenAIEngine", lambda *a, **b: OpenAIEngine(*a, **b, transport=httpx.MockTransport(handle))
     )
-    given = {name: inputs[name] for name in ("tasks", "graders")}
+    given = {name: evaluated[name] for name in ("tasks", "graders")}
     endpoint = {"url": "http://server/v1", "model": "big", "key_env": "SOME_KEY"}
     config = EvaluateConfig.model_validate({"tasks": ("arithmetic",), "parts": ("dev",), "n": 3, "endpoint": endpoint})
     with pytest.raises(UserError, match="key_env names SOME_KEY, which is not set"):
