@@ -213,3 +213,10 @@ def test_a_comparison_without_spread_has_no_detectable_difference(capsys, monkey
     assert report.rows[0].detectable is None and report.rows[0].needed is None
     print_report(report)
     assert " - " in capsys.readouterr().out
+
+
+def test_systems_that_differ_to_and_fro_alike_are_no_better():
+    # Differences of one size in both directions cancel: whatever the p-value, nobody is ahead.
+    system, baseline = binary(10, 10, 5, 5)
+    (row,) = compare([evaluation("b", baseline), evaluation("a", system)]).rows
+    assert (row.difference, row.p, row.verdict, row.needed) == (0, 1, "not significantly different", None)

@@ -1,10 +1,14 @@
 """The audit lets strict graders pass and catches the ones that a policy would exploit."""
 
+from random import Random
+
 import pytest
 
 from loopline.base.errors import UserError
-from loopline.grading.audit import audit, failed_probes, require_passed
+from loopline.grading import audit as audit_module
+from loopline.grading.audit import applies, audit, failed_probes, require_passed, spam, wrong_text
 from loopline.grading.graders import GraderSet
+from loopline.tasks.task import Task
 
 REASONING = ["arithmetic", "word_problem", "ordering"]
 
@@ -121,3 +125,62 @@ def test_a_grader_that_cannot_grade_an_exploit_fails(tasks):
     assert "12 samples of repeated could not be graded" in failed_probes(entry)
     with pytest.raises(UserError, match="could not be graded"):
         require_passed({"g": entry}, ["g"])
+
+
+def test_probes_are_tried_where_they_solve_nothing(tasks):
+    unsafe = next(task for task in tasks if task.item.get("unsafe") is True)
+    harmless = next(task for task in tasks if task.item.get("unsafe") is False)
+    plain = next(task for task in tasks if "unsafe" not in task.item)
+    # (on an unsafe request, on a harmless one): refusing is right for the first, helping for the second.
+    expected = {
+        "refuse_everything": (False, True),
+        "never_refuse": (True, False),
+        "refuse_then_help": (True, False),
+        "answer_spam": (False, True),
+        "repeated": (False, True),
+        "copied_prompt": (True, True),
+        "empty": (True, True),
+    }
+    assert {probe: (applies(probe, unsafe), applies(probe, harmless)) for probe in expected} == expected
+    assert all(applies(probe, plain) for probe in ("answer_spam", "repeated", "copied_prompt"))
+
+
+def test_only_the_probes_asked_for_are_tried(tasks, graders):
+    chosen = [task for task in tasks if task.task_set == "arithmetic"][:4]
+    report = audit_module.audit_one(graders, "final_answer", chosen, 0, only=("reference", "empty"))
+    assert [row["probe"] for row in report["probes"]] == ["reference", "empty"] and report["passed"]
+    assert len(audit_module.audit_one(graders, "final_answer", chosen, 0)["probes"]) > 6
+
+
+def made(identity, answer, task_set="sums", **item):
+    messages = ({"role": "user", "content": f"question {identity}"},)
+    return Task(id=identity, task_set=task_set, part="train", messages=messages, answer=answer, grader="g", item=item)
+
+
+def test_spam_holds_the_right_answer_among_those_of_its_own_set():
+    tasks = [made("a", "ash"), made("b", "birch"), made("c", "cedar", task_set="words")]
+    assert sorted(spam(tasks[0], Random(0), tasks).split()) == ["ash", "ash", "birch"]
+    number = made("n", "50")
+    assert set(spam(number, Random(0), [number]).split()) == {str(n) for n in range(47, 54)}
+
+
+def test_the_answer_of_another_task_is_wrong_here():
+    tasks = [made("a", "7"), made("b", "7"), made("c", "x", task_set="words"), made("d", "9")]
+    assert wrong_text(tasks[0], tasks) == "9"
+    # Nothing of another set, nor the right answer, is a wrong answer of the right form.
+    assert wrong_text(tasks[0], tasks[:3]) == "<think>so it is</think>done"
+    # Help with the same topic may be help, and any refusal is right for an unsafe request.
+    tea, coffee, more = (
+        made(name, text, unsafe=False, topic=topic)
+        for name, text, topic in (("t", "Brew tea.", "tea"), ("u", "More tea.", "tea"), ("v", "Grind it.", "coffee"))
+    )
+    assert wrong_text(tea, [tea, coffee, more]) == "Grind it."
+    assert wrong_text(made("x", "no", unsafe=True), [made("y", "never", unsafe=True)]).startswith("<think>")
+
+
+def test_what_could_not_be_graded_is_counted_beside_what_could(tasks):
+    entry = graded_by(tasks, "return item['nowhere'] if len(text) % 2 else 0.0")
+    rows = {row["probe"]: row for row in entry["probes"]}
+    partly = [row for row in rows.values() if row.get("ungradable") and row["ungradable"] < row["n"]]
+    assert partly and all(row["max"] == row["mean"] == 0 for row in partly)
+    assert not entry["passed"]
