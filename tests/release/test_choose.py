@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from loopline.base.errors import UserError
+from loopline.evaluation.statistics import Estimate
 from loopline.release.choose import choose, final_check, objective, weights_of
 from loopline.release.config import Gates, Power, ReleaseConfig
 from loopline.release.evidence import metrics_of
@@ -179,3 +180,38 @@ def test_the_last_check_fails_what_loses_on_held_out_tasks(tmp_path):
 def test_what_makes_no_sense_is_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         ReleaseConfig(**settings)
+
+
+def test_without_a_named_reference_it_is_the_strongest_within_the_limits(tmp_path):
+    weak, strong = evidence(tmp_path, "weak", 0.7), evidence(tmp_path, "strong", 0.9)
+    for candidates in ([weak, strong], [strong, weak]):
+        decision = choose(candidates, ReleaseConfig())
+        assert decision.reference == decision.champion == "strong"
+        failed = next(row for row in decision.candidates if row["name"] == "weak")["failed"]
+        assert {f"no regression: {name}" for name in SETS} <= set(failed)
+
+
+@pytest.mark.parametrize(("value", "passes"), [(0.4, True), (0.41, False)])
+def test_the_limit_of_refusing_harmless_requests_itself_passes(tmp_path, value, passes):
+    one = evidence(tmp_path, "one", 0.9)
+    one = replace(one, metrics={**one.metrics, "over_refusal": Estimate(value, 0.0, 1.0, 100)})
+    failed = choose([one], ReleaseConfig(gates=Gates(max_over_refusal=0.4))).candidates[0]["failed"]
+    assert ("refusal of harmless requests" not in failed) == passes
+
+
+def test_the_gate_on_parameters(tmp_path):
+    config = ReleaseConfig(gates=Gates(max_parameters=2000))
+    exact, big = evidence(tmp_path, "exact", 0.8, parameters=2000), evidence(tmp_path, "big", 0.8, parameters=2001)
+    failed = {row["name"]: row["failed"] for row in choose([exact, big], config).candidates}
+    assert failed == {"exact": [], "big": ["parameters"]}
+
+
+def test_each_regression_gate_says_its_limit_and_each_loser_why(tmp_path):
+    candidates = [evidence(tmp_path, "first", 0.8), evidence(tmp_path, "second", rates(0.8, programs=0.6))]
+    decision = choose(candidates, ReleaseConfig(reference="first", gates=Gates(margin=0.5)))
+    gates = [gate for gate in decision.gates if gate["gate"].startswith("no regression")]
+    assert gates and all(gate["limit"] <= -0.5 and gate["passed"] == (gate["value"] > gate["limit"]) for gate in gates)
+    reason = next(reason for reason in decision.reasons if reason.startswith("second"))
+    assert "it loses most on programs (-0.0" in reason
+    even = choose([evidence(tmp_path, "first", 0.8), evidence(tmp_path, "third", 0.8)], ReleaseConfig())
+    assert not any("loses most" in reason for reason in even.reasons)

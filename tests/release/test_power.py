@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -88,3 +90,20 @@ def test_equal_inputs_give_equal_chances_and_few_ties_are_no_certainty() -> None
     assert margin(np.zeros(5), 0.01).needed > 0.3
     assert margin(np.asarray([0.2]), 0.01).needed >= 1
     assert margin(np.zeros(2000), 0.01).needed < 0.01
+
+
+def test_a_few_equal_outcomes_are_not_taken_for_certainty():
+    # Ten tasks without a difference: one discordant task among twelve is assumed, so that (11 / 12)^10 of the
+    # simulated candidates see none.
+    limits = equal_limits([0.0] * 10, 6000, 0)
+    none = -tango(0, 0, 10)[0]
+    assert np.mean(np.isclose(limits, none)) == pytest.approx((11 / 12) ** 10, abs=0.03)
+
+
+def test_graded_scores_are_flipped_both_ways():
+    values = np.random.default_rng(0).random(200) * 0.8
+    limits = equal_limits(list(values), 3000, 0)
+    # Signs are even, so the mean of the simulated differences is 0 and their spread is that of the values about 0.
+    expected = 1.972 * math.sqrt(float(np.mean(values**2))) / math.sqrt(200)
+    assert float(np.mean(limits)) == pytest.approx(expected, rel=0.03)
+    assert equal_limits([0.5], 3, 0).tolist() == [1.0] * 3 and equal_limits([2.5], 3, 0).tolist() == [2.5] * 3
