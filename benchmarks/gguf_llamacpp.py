@@ -50,7 +50,9 @@ params = xllamacpp.CommonParams()
 params.model.path = job["model"]
 params.n_ctx, params.n_parallel, params.use_jinja, params.warmup = 4096, 1, True, False
 params.cpuparams.n_threads = job["threads"]
-# Keys and values in 32 bits, as here: what is compared is the file, not how far llama.cpp rounds its cache.
+# Keys and values in 32 bits and attention written out, as here: what is compared is the file, not how far llama.cpp
+# rounds its cache and its fused attention (1e-3 of a logit, also with F32 weights).
+params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
 params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 server = xllamacpp.Server(params)
 
