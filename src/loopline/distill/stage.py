@@ -21,6 +21,6 @@ def quantize(config: QuantizeConfig, inputs: Mapping[str, Artifact], ctx: Contex
     del config
     source = inputs["checkpoint"].path
     save_checkpoint(load_model(source), source, ctx.out, int8=True)
-    before = (source / "model.safetensors").stat().st_size
-    after = (ctx.out / "model.safetensors").stat().st_size
-    ctx.metrics.summary(bytes_before=before, bytes_after=after)
+    before, after = (sum(file.stat().st_size for file in path.glob("*.safetensors")) for path in (source, ctx.out))
+    share = f"{after / 1e6:,.1f} MB, {after / before:.0%} of what it was"
+    ctx.metrics.summary(headline=share, bytes_before=before, bytes_after=after)
