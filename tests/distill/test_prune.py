@@ -7,7 +7,7 @@ from loopline.base.errors import UserError
 from loopline.distill.config import PruneConfig
 from loopline.distill.prune import kept_layers, prune
 from loopline.model.checkpoint import load_model
-from tests.support import make_artifact, make_context
+from tests.support import make_context
 
 
 def test_layers_are_spread_from_the_first_to_the_last():

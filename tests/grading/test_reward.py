@@ -13,7 +13,6 @@ from loopline.grading.reward import (
     budgets_hold,
     compute_rewards,
     flag_penalty,
-    grade_components,
     length_budget,
     length_cost,
     overlong_share,
@@ -60,7 +59,7 @@ def test_components_are_weighted():
 def test_named_graders_are_graded_once_each(graders):
     config = RewardConfig(weights={"outcome": 1.0, "naive_contains": 0.5})
     samples = [Sample(TASK, "3"), Sample(TASK, "2 3 4")]
-    parts = grade_components(config, graders, samples)
+    parts = {name: graders.grade(samples, name) for name in config.graders}
     assert compute_rewards(config, samples, graders.grade(samples), [1, 1], parts) == [1.5, 0.5]
 
 

@@ -49,7 +49,9 @@ def prune(config: PruneConfig, inputs: Mapping[str, Artifact], ctx: Context) -> 
     write_bytes(ctx.out / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     parameters = sum(value.numel() for value in tensors.values())
     ctx.metrics.summary(
-        headline=f"{config.layers} of {depth} layers, {parameters:,} parameters", parameters=parameters, layers=list(kept)
+        headline=f"{config.layers} of {depth} layers, {parameters:,} parameters",
+        parameters=parameters,
+        layers=list(kept),
     )
 
 

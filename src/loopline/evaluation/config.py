@@ -72,10 +72,3 @@ class EvaluateConfig(Config):
     """Task sets the curve is measured on, in the development part if that is evaluated."""
     endpoint: EndpointConfig | None = None
     """Ask this endpoint instead of a checkpoint; it has no bits per byte and no thinking budgets."""
-
-
-class EvaluateNextConfig(EvaluateConfig):
-    """What the next pretraining is asked: few tasks, since a base answers hardly any, and all the held-out text."""
-
-    n: int = Field(default=60, ge=1)
-    """Held-out tasks per task set at most."""

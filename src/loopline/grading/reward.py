@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 
 from loopline.base.config import Config
 from loopline.grading.grade import Grade, Sample
-from loopline.grading.graders import GraderSet
 from loopline.text.words import ngrams, words_of
 
 OWN_COMPONENTS = ("outcome", "steps")
@@ -91,11 +90,6 @@ class RewardConfig(Config):
         return tuple(name for name, weight in self.weights.items() if weight and name not in OWN_COMPONENTS)
 
 
-def grade_components(config: RewardConfig, graders: GraderSet, samples: Sequence[Sample]) -> dict[str, list[Grade]]:
-    """Grades of every component that is a grader of the set."""
-    return {name: graders.grade(samples, name) for name in config.graders}
-
-
 def compute_rewards(
     config: RewardConfig,
     samples: Sequence[Sample],
@@ -105,7 +99,7 @@ def compute_rewards(
 ) -> list[float | None]:
     """One reward per sample; None where a weighted component could not be graded.
 
-    `grades` are the tasks' own, `lengths` the sampled tokens, `components` what `grade_components` gave. Raises
+    `grades` are the tasks' own, `lengths` the sampled tokens, `components` those of further graders by name. Raises
     `KeyError` when a weighted grader is missing from `components`.
     """
     rewards: list[float | None] = []

@@ -20,8 +20,6 @@ from loopline.training.config import (
     TrainRuntime,
 )
 
-REASONING = {"arithmetic": 0.5, "word_problem": 0.3, "ordering": 0.2}
-
 
 @stage(
     "grpo",
