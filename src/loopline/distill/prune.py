@@ -48,11 +48,8 @@ def prune(config: PruneConfig, inputs: Mapping[str, Artifact], ctx: Context) -> 
     write_json(ctx.out / "config.json", shallower(settings, depth, kept))
     write_bytes(ctx.out / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     parameters = sum(value.numel() for value in tensors.values())
-    ctx.metrics.summary(
-        headline=f"{config.layers} of {depth} layers, {parameters:,} parameters",
-        parameters=parameters,
-        layers=list(kept),
-    )
+    headline = f"{config.layers} of {depth} layers, {parameters:,} parameters"
+    ctx.metrics.summary(headline=headline, parameters=parameters, layers=list(kept))
 
 
 def kept_layers(depth: int, count: int) -> tuple[int, ...]:

@@ -18,4 +18,5 @@ from loopline.store.context import Context
 def start(config: StartConfig, inputs: Mapping[str, Artifact], ctx: Context) -> None:
     """Write the checkpoint that `inputs["model"]` names into the artifact."""
     how = import_checkpoint(inputs["model"].path, ctx.out, config.dtype)
-    ctx.metrics.summary(architecture=str(read_json(ctx.out / "config.json").get("model_type")), how=how)
+    architecture = str(read_json(ctx.out / "config.json").get("model_type"))
+    ctx.metrics.summary(headline=f"{architecture}, {how}", architecture=architecture, how=how)
