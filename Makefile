@@ -11,7 +11,7 @@ TEST_ARGS ?=
 VENV      := .venv
 BIN       := $(VENV)/bin
 # Tables need a finished run, two files only help the others, and one needs another program's environment.
-NO_BENCHMARK := $(patsubst %,benchmarks/%.py,readme_table seeds_table common worlds lm_eval_agreement)
+NO_BENCHMARK := $(patsubst %,benchmarks/%.py,readme_table common worlds lm_eval_agreement)
 BENCHMARKS := $(filter-out $(NO_BENCHMARK),$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
