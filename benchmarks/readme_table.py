@@ -101,7 +101,9 @@ def _scores(run_dir: Path, champion: str) -> str:
     names = [(task.removeprefix("tag:"), mode) for task, mode in COLUMNS]
     head = ["checkpoint", *(name if mode == "sampled" else f"{name}, {mode}" for name, mode in names)]
     sizes = ", ".join(f"{task} {n}" for task, n in counts.items())
-    caption = f"Held-out tasks right, in percent, with 95% intervals; sampled at temperature 1 unless named. n: {sizes}."
+    caption = (
+        f"Held-out tasks right, in percent, with 95% intervals; sampled at temperature 1 unless named. n: {sizes}."
+    )
     return f"{caption}\n\n{_table(head, lines)}"
 
 
@@ -146,9 +148,13 @@ def _harness(run_dir: Path, nodes: Mapping[str, StageStatus]) -> list[list[str]]
     lines = []
     for row in summary["comparisons"]:
         change = f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-        verdict = {None: "not significantly different", row["a"]: "better", row["b"]: "worse"}.get(row["better"], "better")
+        verdict = {None: "not significantly different", row["a"]: "better", row["b"]: "worse"}.get(
+            row["better"], "better"
+        )
         ceiling = "" if oracle is None else f" (recorded solutions: {oracle:.0%})"
-        lines.append(["harness search", f"{row['a']} against {row['b']}", row["task"] + ceiling, str(row["n"]), change, verdict])
+        lines.append(
+            ["harness search", f"{row['a']} against {row['b']}", row["task"] + ceiling, str(row["n"]), change, verdict]
+        )
     return lines
 
 
