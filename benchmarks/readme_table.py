@@ -75,14 +75,13 @@ def _facts(run_dir: Path, nodes: Mapping[str, StageStatus]) -> str:
     plan = _artifact(run_dir, nodes["plan"], "plan.json")
     versions = _artifact(run_dir, nodes["pretrain"], "artifact.json")["environment"]
     seconds = sum(row.seconds or 0 for row in nodes.values())
-    stages = "sft grpo reject align".split()
-    four = sum(nodes[name].seconds or 0 for name in stages)
+    four = sum(nodes[name].seconds or 0 for name in ("sft", "grpo", "reject", "align"))
     return (
         f"Recipe `{recipe['name']}`, seed {recipe['seed']}, one run: {len(nodes)} nodes, {seconds / 60:.0f} minutes of "
         f"work on {versions['threads']} CPU threads ({versions['machine']}, Python {versions['python']}, torch "
         f"{versions['torch']}). The model has {plan['parameters']:,} parameters and was pretrained on "
-        f"{plan['tokens']:,} tokens. SFT, RL, rejection sampling and alignment took {four:.0f} s together, their control "
-        f"`sft_long`, the same demonstrations for longer, {nodes['sft_long'].seconds or 0:.0f} s."
+        f"{plan['tokens']:,} tokens. SFT, RL, rejection sampling and alignment took {four:.0f} s together; their "
+        f"control `sft_long`, the same demonstrations for longer, {nodes['sft_long'].seconds or 0:.0f} s."
     )
 
 
