@@ -302,3 +302,12 @@ def test_holm_is_monotone_and_bonferroni_at_the_smallest(p_values):
     assert all(adjusted[a] <= adjusted[b] for a, b in itertools.pairwise(order))
     assert all(raw <= found <= 1 for raw, found in zip(p_values, adjusted, strict=True))
     assert min(adjusted) == pytest.approx(min(1.0, min(p_values) * len(p_values)))
+
+
+def test_twelve_differences_are_still_flipped_exactly():
+    values = np.arange(1.0, 13.0)
+    values[0] = -1.0
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True))) for signs in itertools.product((1, -1), repeat=12)
+    ]
+    assert sign_flip(values, 0) == sum(total >= values.sum() - 1e-9 for total in sums) / 2**12
