@@ -8,7 +8,7 @@ from loopline.model.config import ModelConfig
 from loopline.model.decoder import Decoder
 from loopline.model.heads import ScoreModel
 from loopline.training.config import OptimizerConfig, ScheduleConfig
-from loopline.training.optimizer import build_optimizers, schedule_factor
+from loopline.training.optimizer import build_optimizers, schedule_factor, set_learning_rate
 from tests.model.families import EXPERTS, SIZES
 from tests.support_model import tiny_model
 
@@ -76,3 +76,13 @@ def test_the_ends_of_the_schedule():
     # The default: 2% up, 40% down to nothing.
     found = factors(100)
     assert found[0] == 0.5 and found[1] == found[60] == 1.0 and found[61] == pytest.approx(39 / 40)
+
+
+def test_every_group_follows_the_schedule_from_its_own_peak():
+    optimizers = build_optimizers(
+        tiny_model(), OptimizerConfig(kind="muon", learning_rate=0.004, matrix_learning_rate=0.03)
+    )
+    for factor in (0.25, 1.0, 0.5):
+        set_learning_rate(optimizers, factor)
+        rates = {type(optimizer).__name__: {g["lr"] for g in optimizer.param_groups} for optimizer in optimizers}
+        assert rates == {"AdamW": {0.004 * factor}, "Muon": {0.03 * factor}}
