@@ -64,7 +64,7 @@ def test_the_learning_rate_at_every_step():
 
 @pytest.mark.parametrize(("decay", "first"), [(0.1, 91), (0.4, 61), (0.5, 51)])
 def test_the_decay_starts_where_its_share_of_the_steps_begins(decay, first):
-    found = factors(100, warmup=0.0, decay=decay)
+    found = factors(100, warmup=0.0, decay=decay, final=0.0)
     assert [step for step, factor in enumerate(found) if factor < 1][0] == first
     assert found[-1] == pytest.approx(1 / round(100 * decay))
 
@@ -72,10 +72,11 @@ def test_the_decay_starts_where_its_share_of_the_steps_begins(decay, first):
 def test_the_ends_of_the_schedule():
     assert factors(5, warmup=0.0, decay=0.0) == [1.0] * 5
     assert factors(4, warmup=1.0, decay=0.0) == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert factors(4, warmup=0.0, decay=1.0) == pytest.approx([1.0, 0.75, 0.5, 0.25])
-    # The default: 2% up, 40% down to nothing.
+    assert factors(4, warmup=0.0, decay=1.0, final=0.0) == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    # The default: 3% up, then 90% down to a tenth.
     found = factors(100)
-    assert found[0] == 0.5 and found[1] == found[60] == 1.0 and found[61] == pytest.approx(39 / 40)
+    assert found[:3] == pytest.approx([1 / 3, 2 / 3, 1.0]) and found[10] == 1.0
+    assert found[11] == pytest.approx(0.99) and found[99] == pytest.approx(0.11)
 
 
 def test_every_group_follows_the_schedule_from_its_own_peak():
