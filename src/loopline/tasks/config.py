@@ -90,6 +90,8 @@ class TaskSetConfig(Config):
     """Column of the prompt, for forms that are not known."""
     answer: str | None = None
     """Column of the reference answer."""
+    demonstrate_answers: bool = False
+    """Whether a reference answer alone is a written answer to learn from (style `answer`), where there is none."""
     messages: str | None = None
     """Column of a prompt given as chat messages."""
     template: str | None = None

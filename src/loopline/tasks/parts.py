@@ -68,6 +68,9 @@ def read_set(name: str, config: TaskSetConfig, inputs: Mapping[str, Artifact], s
             row["tags"] = list(dict.fromkeys((*found.tags, *row.get("tags", ()))))
             if config.tools:
                 row["tools"] = list(config.tools)
+            if config.demonstrate_answers and not row["responses"] and row["answer"]:
+                reply = {"role": "assistant", "content": row["answer"]}
+                row["responses"] = [{"style": "answer", "messages": [reply]}]
     return found
 
 
