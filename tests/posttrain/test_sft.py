@@ -214,5 +214,3 @@ def test_training_is_measured_on_development_tasks_and_ends_with_the_best_weight
     found = read_json(context.out / "development.json")
     assert [row["step"] for row in found["measured"]] == [2, 4, 6]
     assert found["best"]["score"] == max(row["score"] for row in found["measured"])
-    with pytest.raises(UserError, match=r"there are no graders.*inputs: \{graders: graders\}"):
-        sft(config, {"policy": world["policy"], "tasks": world["tasks"]}, make_context(tmp_path / "b"))

@@ -39,9 +39,9 @@ def test_a_base_is_pretrained_as_planned(world, tmp_path, optimizer):
 
 
 def test_continued_pretraining_follows_the_mixture_and_the_control_the_old_one(world, tmp_path):
-    config = ContinueConfig(tokens=8 * 256, runtime=OFTEN)
     runs = {}
-    for name in ("pretrain_next", "pretrain_control"):
+    for name, side in (("pretrain_next", "after"), ("pretrain_control", "before")):
+        config = ContinueConfig(tokens=8 * 256, mixture=side, runtime=OFTEN)
         runs[name] = check_training_stage(continue_pretraining, config, world, tmp_path / name, 8, name=name)
         assert changed_weights(world["base"].path, runs[name].out)
     assert changed_weights(runs["pretrain_next"].out, runs["pretrain_control"].out)
