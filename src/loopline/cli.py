@@ -16,7 +16,7 @@ import typer
 
 from loopline import cli_checkpoint
 from loopline.base.errors import UserError
-from loopline.terminal import JsonOption, print_table, say
+from loopline.terminal import JsonOption, print_table, readable_bytes, readable_seconds, say
 
 app = typer.Typer(
     help="Loopline: raw text to a released, served and re-trained language model, in one line.",
@@ -93,15 +93,37 @@ def plan(
     seed: SeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a run would do and why, without doing it."""
+    """Show the resolved line: inputs, what would run and why, estimated memory, disk and time; run nothing."""
+    from loopline.needs import machine_speed, needs, refuse_what_cannot_fit
     from loopline.pipeline import plan_line
 
     loaded, run_dir = _load(recipe, overrides, seed, directory)
-    rows = plan_line(loaded, run_dir, until)
+    refuse_what_cannot_fit(loaded)
+    known = {need.node: need for need in needs(loaded, machine_speed())}
+    rows: list[dict[str, Any]] = [
+        {
+            **row,
+            "memory_bytes": known[row["name"]].peak_bytes,
+            "disk_bytes": known[row["name"]].disk_bytes,
+            "seconds": known[row["name"]].seconds,
+        }
+        for row in plan_line(loaded, run_dir, until)
+    ]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    print_table(list(rows[0]), [list(row.values()) for row in rows])
+    print_table(
+        ["node", "kind", "inputs", "action", "why", "memory", "disk", "time"],
+        [
+            [
+                *(str(row[key]) for key in ("name", "kind", "inputs", "action", "why")),
+                readable_bytes(row["memory_bytes"]),
+                readable_bytes(row["disk_bytes"]),
+                readable_seconds(row["seconds"]),
+            ]
+            for row in rows
+        ],
+    )
 
 
 @app.command()

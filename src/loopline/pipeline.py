@@ -26,6 +26,7 @@ from loopline.base.stage import AREAS
 from loopline.inputs import read_input
 from loopline.line import Node, upstream
 from loopline.model.given import Digests
+from loopline.needs import refuse_what_cannot_fit
 from loopline.recipe import ComputeConfig, Recipe
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
@@ -149,6 +150,7 @@ def run_line(
     recorded.
     """
     chosen = {node.name for node in (recipe.nodes if until is None else upstream(recipe.nodes, [until]))}
+    refuse_what_cannot_fit(recipe)
     with Lease(run_dir) as lease:
         _refuse_full_disk(run_dir)
         store = Store(run_dir)
