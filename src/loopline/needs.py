@@ -10,7 +10,6 @@ nodes whose model is not known yet, or that train none, have none. Not covered: 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,15 +158,8 @@ def machine_bytes() -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def machine_speed(seconds: float = 0.3) -> float:
+def machine_speed() -> float:
     """Floating-point operations per second that training may reach here, from a matrix product timed for a moment."""
-    import numpy as np
+    from loopline.plan.measure import matmul_flops
 
-    left = np.ones((512, 512), dtype=np.float32)
-    times: list[float] = []
-    began = time.perf_counter()
-    while not times or time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        left @ left
-        times.append(time.perf_counter() - start)
-    return SHARE_OF_PEAK * 2 * 512**3 / sorted(times)[len(times) // 2]
+    return SHARE_OF_PEAK * matmul_flops()
