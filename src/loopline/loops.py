@@ -16,6 +16,7 @@ from typing import Any
 
 from loopline.base.errors import UserError
 from loopline.base.files import read_json
+from loopline.line import Node
 from loopline.pipeline import run_line
 from loopline.recipe import Recipe
 
@@ -30,12 +31,12 @@ def loop_traffic(
     """
     if database is not None:
         recipe = with_recorded_traffic(recipe, database)
-    return _turn(run_dir, recipe, "loop_traffic", say)
+    return _turn(run_dir, recipe, "gate", say)
 
 
 def loop_benchmarks(run_dir: Path, recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """Turn the benchmark loop once and return its decision."""
-    return _turn(run_dir, recipe, "loop_benchmarks", say)
+    return _turn(run_dir, recipe, "gate_benchmarks", say)
 
 
 def with_recorded_traffic(recipe: Recipe, database: str) -> Recipe:
@@ -52,13 +53,24 @@ def with_recorded_traffic(recipe: Recipe, database: str) -> Recipe:
         digest = traffic_digest(records)
     finally:
         records.close()
-    node = recipe.node("traffic")
+    node = last_of(recipe, "traffic")
     values = node.settings.model_dump() | {"live": {"database": database}, "live_digest": digest}
     settings = type(node.settings).model_validate(values)
     return replace(recipe, nodes=tuple(replace(n, settings=settings) if n is node else n for n in recipe.nodes))
 
 
-def _turn(run_dir: Path, recipe: Recipe, node: str, say: Callable[[str], None]) -> dict[str, Any]:
+def last_of(recipe: Recipe, kind: str) -> Node:
+    """The recipe's last node of a kind, whatever it is called. Raises `UserError` when there is none."""
+    found = [node for node in recipe.nodes if node.kind.name == kind]
+    if not found:
+        raise UserError(
+            f"The recipe {recipe.name} has no node of the kind {kind}", f"add `- {kind}` and what feeds it to its line"
+        )
+    return found[-1]
+
+
+def _turn(run_dir: Path, recipe: Recipe, kind: str, say: Callable[[str], None]) -> dict[str, Any]:
+    node = last_of(recipe, kind).name
     done = run_line(recipe, run_dir, until=node, say=say)
     decision: dict[str, Any] = read_json(done[node] / "decision.json")
     return decision
