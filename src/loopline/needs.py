@@ -99,6 +99,8 @@ def _planned(node: Node, recipe: Recipe) -> Shape | None:
     """The shape that the plan will choose, where its budget is in operations."""
     from loopline.plan.recipe import choose, student_shape
 
+    if "plan" not in node.inputs:
+        return None
     plan = recipe.node(node.inputs["plan"])
     data = recipe.node(plan.inputs["data"])
     settings: Any = plan.settings

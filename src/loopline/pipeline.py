@@ -27,11 +27,12 @@ from loopline.inputs import read_input
 from loopline.line import Node, upstream
 from loopline.model.given import Digests
 from loopline.needs import refuse_what_cannot_fit
-from loopline.recipe import ComputeConfig, Recipe
+from loopline.recipe import Recipe
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
 from loopline.store.lease import Lease, is_running
 from loopline.store.store import Store
+from loopline.store.trackers import require, tracked
 from loopline.store.why import BuildKey, explain
 
 FREE_BYTES = 200 * 2**20
@@ -151,6 +152,7 @@ def run_line(
     """
     chosen = {node.name for node in (recipe.nodes if until is None else upstream(recipe.nodes, [until]))}
     refuse_what_cannot_fit(recipe)
+    require(recipe.track)
     with Lease(run_dir) as lease:
         _refuse_full_disk(run_dir)
         store = Store(run_dir)
@@ -168,7 +170,7 @@ def run_line(
                 continue
             if artifact is None:
                 place = f"[{number}/{len(recipe.nodes)}] {node.name}"
-                artifact = _run_node(node, recipe.compute, store, board, lease, key, inputs, place, say)
+                artifact = _run_node(node, recipe, store, board, lease, key, inputs, place, say)
             done[node.name] = artifact
             board.set(node, "done", artifact=artifact)
         board.write()
@@ -203,7 +205,7 @@ def _set_refs(recipe: Recipe, store: Store, done: Mapping[str, Artifact]) -> Non
 
 def _run_node(
     node: Node,
-    compute: ComputeConfig,
+    recipe: Recipe,
     store: Store,
     board: Board,
     lease: Lease,
@@ -218,6 +220,7 @@ def _run_node(
     attempt = store.begin(key)
     board.set(node, "running", why)
     say(f"{place}{'' if why == 'never ran before' else ': ' + why}")
+    compute = recipe.compute
     threads = prepare(compute.device, compute.threads)
 
     def beat() -> None:
@@ -226,7 +229,8 @@ def _run_node(
 
     context = Context(node.name, attempt.out, attempt.state, key.seed, threads, compute.device, beat)
     try:
-        with _full_disk_explained(node.name):
+        with _full_disk_explained(node.name), tracked(recipe.track, store.root, recipe.name, node.name) as sinks:
+            context.metrics.sinks += sinks
             node.kind.load()(node.settings, inputs, context)
             runtime = {"threads": threads, "device": compute.device}
             artifact = store.commit(attempt, node.kind.gives, context.metrics.values, runtime)

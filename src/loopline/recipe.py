@@ -57,6 +57,8 @@ class HeadConfig(Config):
     """Seed of everything random."""
     compute: ComputeConfig = ComputeConfig()
     """Where it runs."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Trackers that get a copy of every stage's curve, each from its own package."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Recipe:
     compute: ComputeConfig
     nodes: tuple[Node, ...]
     """The line, in the order in which it runs."""
+    track: tuple[str, ...] = ()
+    """Trackers that get a copy of every stage's curve."""
 
     def node(self, name: str) -> Node:
         """The node of that name. Raises `KeyError`."""
@@ -123,7 +127,7 @@ def parse_recipe(
         raise UserError(f"{source}: the recipe declares no line", "write `line:` with a list of nodes below it")
     items = _with_evaluations(items, top.get("evaluate"), source, folder, kinds)
     nodes = resolve(items, kinds, rest, known)
-    return Recipe(settings.name, settings.seed, settings.compute, nodes)
+    return Recipe(settings.name, settings.seed, settings.compute, nodes, settings.track)
 
 
 def expand(entries: Any, source: str, folder: Path, turn: int = 0, repeated: bool = False) -> list[Item]:

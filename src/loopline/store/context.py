@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.values: dict[str, Any] = {}
+        self.sinks: list[Callable[[int, Mapping[str, float]], None]] = []
+        """Trackers that get a copy of every line (`store.trackers`)."""
 
     def log(self, step: int, **values: float) -> None:
         """Append one line. Numbers that are not finite are written as null."""
@@ -34,6 +36,8 @@ class Metrics:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(to_json({"step": step, **row}) + "\n")
+        for sink in self.sinks:
+            sink(step, {name: value for name, value in row.items() if value is not None})
 
     def truncate(self, step: int) -> None:
         """Drop lines of steps at or after `step`: a resumed run writes them again. A torn last line goes too."""
