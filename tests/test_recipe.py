@@ -234,7 +234,15 @@ def test_every_node_of_a_shipped_recipe_has_an_identity(start):
 
 def test_the_schema_describes_every_setting():
     built = schema()
-    assert set(built["properties"]) - {"start"} == {"name", "seed", "compute", "include", "line", *SECTIONS} - {"start"}
+    assert set(built["properties"]) - {"start"} == {
+        "name",
+        "seed",
+        "compute",
+        "track",
+        "include",
+        "line",
+        *SECTIONS,
+    } - {"start"}
     for text in re.findall(r"'\$ref': '([^']+)'", str(built)):
         assert text.startswith("#/$defs/") and text.removeprefix("#/$defs/") in built["$defs"]
     for name, kind in catalogue().items():

@@ -151,7 +151,8 @@ def _sampled_tokens(node: Node) -> float:
     if node.kind.name == "grpo":
         return float((settings.steps or 100) * settings.prompts_per_step * settings.group_size * answer)
     if node.kind.name == "evaluate":
-        return float(min(settings.n, 1000) * len(settings.parts) * len(settings.modes) * settings.samples * answer)
+        asked = min(getattr(settings, "n", 1000), 1000) * len(getattr(settings, "parts", "1"))
+        return float(asked * len(getattr(settings, "modes", "1")) * getattr(settings, "samples", 1) * answer)
     return (getattr(settings, "prompts", None) or 100) * float(getattr(settings, "samples", 1)) * answer
 
 

@@ -62,9 +62,14 @@ def test_other_trackers_are_told_step_and_numbers_and_closed_even_after_an_error
 ):
     module = Recorder(name)
     monkeypatch.setitem(sys.modules, name, module)
-    with pytest.raises(RuntimeError), tracked([name], tmp_path, "run", "grpo") as sinks:
-        sinks[0](3, {"loss": 1.5})
-        raise RuntimeError("the stage failed")
+
+    def stage():
+        with tracked([name], tmp_path, "run", "grpo") as sinks:
+            sinks[0](3, {"loss": 1.5})
+            raise RuntimeError("the stage failed")
+
+    with pytest.raises(RuntimeError):
+        stage()
     assert logged in module.calls and module.calls[-1][0] == last
 
 

@@ -42,17 +42,21 @@ def _module(name: str) -> Any:
         return importlib.import_module(PACKAGES[name])
     except ImportError as error:
         package = PACKAGES[name].rpartition(".")[2]
-        raise UserError(
-            f"track names {name}, and its package is not installed ({error})", f"pip install {package}"
-        ) from error
+        what = f"track names {name}, and its package is not installed ({error})"
+        raise UserError(what, f"pip install {package}") from error
 
 
 @contextmanager
 def _tensorboard(module: Any, run_dir: Path, run: str, node: str) -> Iterator[Sink]:
     del run
     writer = module.SummaryWriter(log_dir=str(run_dir / "tensorboard" / node))
+
+    def sink(step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
     try:
-        yield lambda step, values: [writer.add_scalar(name, value, step) for name, value in values.items()] and None
+        yield sink
     finally:
         writer.close()
 
