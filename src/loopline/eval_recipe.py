@@ -20,7 +20,7 @@ from loopline.yaml_file import read_yaml
 EVERY = 10**9
 """Tasks of a set at most: all of them."""
 ANSWER = 512
-"""Tokens of an answer, unless a setting says otherwise."""
+"""Tokens of an answer, unless a setting overrides it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def is_url(model: str) -> bool:
 
 
 def eval_recipe(request: EvalRequest) -> Recipe:
-    """The recipe that an evaluation stands for, resolved. Raises `UserError` for whatever does not resolve."""
+    """The resolved recipe of an evaluation. Raises `UserError` for whatever does not resolve."""
     compute = {"device": request.device, "threads": request.threads}
     evaluate: dict[str, Any] = {"parts": ["heldout"], "modes": ["greedy"], "n": EVERY, "max_new_tokens": ANSWER}
     raw: dict[str, Any] = {"name": "eval", "seed": request.seed, "compute": compute, "line": [{"evaluate": evaluate}]}

@@ -158,7 +158,7 @@ def _by_default(takes: Takes, before: Sequence[Node]) -> list[Node]:
 def _named(
     word: str, takes: Takes, role: str, item: Item, name: str, before: Sequence[Node], names: Sequence[str]
 ) -> Node:
-    """The earlier node that `word` names: inside a repetition that of the same turn, outside that of the last."""
+    """The earlier node that `word` names: inside a repetition that of the same one, outside that of the last."""
     fitting = [node for node in before if node.name in (word, f"{word}_{item.turn}" if item.turn else word)]
     fitting = fitting or [node for node in before if node.turn and node.name == f"{word}_{node.turn}"]
     if not fitting:

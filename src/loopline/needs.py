@@ -24,7 +24,7 @@ from loopline.recipe import Recipe
 
 Shape = ModelConfig | Mapping[str, Any]
 TRAINED = {"sft", "preference", "reward", "grpo", "reject", "align", "distill"}
-"""Kinds that train the checkpoint they are given."""
+"""Kinds that train the checkpoint they take."""
 SAMPLED = {"grpo", "reject", "align", "distill", "evaluate", "harness", "traffic", "release"}
 """Kinds that sample from it."""
 ENGINE_ROWS = 64
@@ -74,7 +74,7 @@ def refuse_what_cannot_fit(recipe: Recipe) -> None:
 
 
 def shape_of(node: Node, recipe: Recipe, before: Mapping[str, Shape | None]) -> Shape | None:
-    """The model a node works on: the start's, the plan's, or that of the checkpoint it is given."""
+    """The model a node works on: the start's, the plan's, or that of the checkpoint it takes."""
     if node.kind.name == "start":
         return _given(node.files["model"])
     if node.kind.name == "pretrain":

@@ -36,7 +36,7 @@ from loopline.store.trackers import require, tracked
 from loopline.store.why import BuildKey, explain
 
 FREE_BYTES = 200 * 2**20
-"""Room below which a run is refused before it starts."""
+"""Free disk space below which a run is refused before it starts."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _full_disk_explained(stage: str) -> Iterator[None]:
 
 
 def _is_full_disk(error: Exception) -> bool:
-    """Libraries that write for themselves raise errors of their own, which only their text tells apart."""
+    """Libraries that write for themselves raise errors of their own, which only their text distinguishes."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(phrase in str(error).lower() for phrase in ("no space left on device", "disk is full"))

@@ -3,10 +3,11 @@
     recipe = load_recipe(find_recipe("laptop"), overrides=["grpo.steps=50"])
 
 Keys: `name`, `seed`, `compute`, `start` (a checkpoint that the line begins with), `tasks` (task sets), `graders`,
-`evaluate` (after which checkpoints, on what), `include` (another recipe's sections, laid below this one's) and `line`,
-a list of nodes: each a stage kind with its settings, with `name:`, `from:` (what fills its first input) and `inputs:`
-beside it where the defaults do not suit. `repeat: {times: 2, line: [...]}` iterates, `include: part.yaml` splices the
-line of another file. `loopline schema` prints every setting. Not covered: what nodes resolve to (see `loopline.line`).
+`evaluate` (after which checkpoints, on what), `include` (another recipe's sections, which this one's override) and
+`line`, a list of nodes: each a stage kind with its settings, with `name:`, `from:` (what fills its first input) and
+`inputs:` beside it where the defaults do not suit. `repeat: {times: 2, line: [...]}` iterates, `include: part.yaml`
+splices the line of another file. `loopline schema` prints every setting. Not covered: what nodes resolve to (see
+`loopline.line`).
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def _repeated(settings: Any, place: str, source: str, folder: Path) -> list[Item
 
 
 def _sections(top: Mapping[str, Any], source: str, folder: Path, kinds: Mapping[str, StageKind]) -> list[Item]:
-    """The nodes that a recipe's sections stand for: the start, the task sets, their graders."""
+    """The nodes of a recipe's sections: the start, the task sets, their graders."""
     items: list[Item] = []
     if top.get("start") is not None:
         items.append(Item("start", _mapping(top, "start", source), where(top, ["start"], source), folder))
@@ -261,7 +262,7 @@ def _top_overrides(raw: dict[str, Any], overrides: Sequence[Override]) -> tuple[
 
 
 def _included(raw: dict[str, Any], source: str, folder: Path) -> dict[str, Any]:
-    """The recipe laid over what it includes; an included line comes before its own."""
+    """The recipe merged over what it includes; an included line comes before its own."""
     names = raw.pop("include", None)
     if names is None:
         return raw

@@ -93,7 +93,7 @@ def _nested_files(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def near(word: str, known: Sequence[str], what: str) -> str:
-    """The fix for a word that is not among the known ones."""
+    """The fix for a name that is not among the known ones."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"

@@ -2,7 +2,7 @@
 
     result = run_command(Request("sft", model="qwen3-0.6b", data="chats.jsonl", out=Path("runs/mine")))
 
-`recipe_of` says which recipe a command stands for; `loopline status --dir OUT` and a second run work as for any other.
+`recipe_of` gives the recipe of a command; `loopline status --dir OUT` and a second run work as for any other.
 `OUT/model` points at the newest result. Not covered: what the stages do (`loopline stages`).
 """
 
@@ -72,7 +72,7 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def recipe_of(request: Request) -> Recipe:
-    """The recipe that a command stands for, resolved. Raises `UserError` for whatever does not resolve."""
+    """The resolved recipe of a command. Raises `UserError` for whatever does not resolve."""
     compute = {"device": request.device, "threads": request.threads}
     raw: dict[str, Any] = {"name": request.command, "seed": request.seed, "compute": compute}
     raw["start"] = {"model": request.model}

@@ -2,8 +2,8 @@
 
     proposal = propose(candidates)          # None when nothing is left to try
 
-The built-in proposer reads the traces of the best harness so far, counts the failures each missing mechanism speaks to,
-and adds the one with the most. When nothing is left that a failure speaks for, it takes mechanisms away, to find the
+The built-in proposer reads the traces of the best harness so far, counts the failures each missing mechanism addresses,
+and adds the one with the most. When no failure calls for what is left, it takes mechanisms away, to find the
 cheaper harness on the frontier, and then explores those that may help without a symptom. A repair whose fault never
 occurs is not tried: it would change nothing. `propose_by_command` asks an outside program instead, a coding agent for
 one. Not covered: writing new mechanisms (a mechanism is code in `harness`).
@@ -55,14 +55,14 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """One change of a harness, and the symptoms that speak for it."""
+    """One change of a harness, and the symptoms that it addresses."""
 
     name: str
     changes: Mapping[str, Any]
     symptoms: tuple[str, ...]
     because: str
     explore: str = ""
-    """What it may bring where no symptom speaks for it; empty for a mere repair."""
+    """What it may bring where no symptom calls for it; empty for a mere repair."""
 
     def present(self, config: HarnessConfig) -> bool:
         """Whether `config` has it already."""
@@ -129,7 +129,7 @@ def propose(candidates: Sequence[Candidate]) -> Proposal | None:
 
 
 def _addition(incumbent: Candidate, rows: Sequence[Mapping[str, Any]], tried: set[str]) -> Proposal | None:
-    """The missing mechanism that most of the incumbent's failures speak for."""
+    """The missing mechanism that most of the incumbent's failures call for."""
     failures = [row for row in rows if "wrong_answer" in row["symptoms"]]
     options = []
     for order, mechanism in enumerate(MECHANISMS):

@@ -3,7 +3,7 @@
 Takes `policy` (a checkpoint), `tasks` and `graders`; writes `candidates/`, `frontier.json`, `harness.json` (the winner
 and its environment), `heldout.jsonl`, `summary.json`, `audit.json` and `rollouts.jsonl`. The environment is audited
 first and the stage refuses one that fails. The search chooses on development tasks; held-out tasks are seen once, by
-the first harness and the winner, whose difference is the gain. Beside it stands the oracle: what the recorded solutions
+the first harness and the winner, whose difference is the gain. Beside it is the oracle: what the recorded solutions
 score under the same limits. Candidates evaluated before a crash are kept. Not covered: training the policy (see
 `posttrain`).
 """

@@ -3,10 +3,10 @@
     groups = ask(engine, tasks, Sampling(n=8, max_new_tokens=64), graders=graders, seed=7, state=ctx.state)
     groups[0][3].text, groups[0][3].score
 
-Evaluation, rollouts, rejection sampling, preference pairs, traces and probes of graders all ask here. With `state`
-finished chunks of tasks are written down under names that say all they depend on (weights, settings, seeds, tasks,
-graders): a run that was killed goes on with them, and other settings never meet them. What a task's samples are depends
-on its prompt, the settings and its seed alone, not on the other tasks, the chunk or the machine's speed. Not covered:
+Evaluation, rollouts, rejection sampling, preference pairs, traces and probes of graders all use this function. With
+`state` finished chunks of tasks are saved under keys made of all they depend on (weights, settings, seeds, tasks,
+graders): a run that was killed goes on with them, and other settings never reuse them. A task's samples depend on its
+prompt, the settings and its seed alone, not on the other tasks, the chunk or the machine's speed. Not covered:
 several turns with tools (see `attempts.program`), what grades are worth (see `grading.reward`).
 """
 
@@ -54,7 +54,7 @@ def ask(
 
     With `graders` each is graded by its task's own grader, and by those of the set that `also` names. A task's samples
     come from `seed` and its id, or from the seed that `seeds` gives it. `thinking` false, for all tasks or one by one,
-    closes the thinking part in the prompt. With `state`, `chunk` tasks (`CHUNK` unless given) are asked at once.
+    closes the thinking part in the prompt. With `state`, `chunk` tasks (`CHUNK` by default) are asked at once.
     `progress` gets the number of tasks that are done. Raises `UserError` for a prompt that does not fit, a grader that
     is not defined, and a template that cannot close thinking.
     """
@@ -133,7 +133,7 @@ def _ask_engine(
     progress: Callable[[int], None] | None,
     early: Grading | None,
 ) -> list[list[Attempt]]:
-    """Attempts without grades; `early` is given each as soon as it is finished."""
+    """Attempts without grades; `early` gets each as soon as it is finished."""
     tokenizer = engine.tokenizer
     prompts = [render_prompt(tokenizer, task, think) for task, think in zip(tasks, thinking, strict=True)]
     left = [sampling.n] * len(tasks)

@@ -39,7 +39,7 @@ class Attempt:
     text: str
     """What was written, without the stop token or the stop text."""
     grade: Grade | None = None
-    """By the task's own grader; None when no graders were given."""
+    """By the task's own grader; None when no graders were passed."""
     components: Mapping[str, Grade] = field(default_factory=dict)
     """By further graders, as far as some were asked for."""
     thinking: bool = True

@@ -23,7 +23,7 @@ class HarnessConfig(Config):
     """Text of a system turn before the conversation; empty for none."""
     offer_tools: bool = False
     """Show the environment's tools to the policy, in the place that its chat template has for them; a policy that was
-    trained on these tools need not be told."""
+    trained on these tools does not need them."""
     max_turns: int = Field(default=8, ge=1, le=32)
     """Assistant turns at most; a call in the last turn is not answered."""
     top_k: int = Field(default=1, ge=1, le=20)
@@ -34,7 +34,7 @@ class HarnessConfig(Config):
     """Search with the user's own words before the first turn and put the result into a system turn as notes
     (the environment bootstrap of Meta-Harness, arXiv:2603.28052)."""
     repair_malformed: bool = False
-    """Read tool calls leniently: unclosed braces, single quotes, missing end mark, a wrongly named only argument."""
+    """Read tool calls leniently: unclosed braces, single quotes, missing end tag, a wrongly named only argument."""
     route_unknown_tool: bool = False
     """Run the tool whose name is nearest to an unknown one, or the one whose arguments fit."""
     retry_empty_search: bool = False

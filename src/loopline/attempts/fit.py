@@ -1,4 +1,4 @@
-"""Prompts that leave room for an answer.
+"""Prompts after which an answer fits the context length.
 
     tasks = that_fit(tokenizer, tasks, max_new_tokens=256, limit=position_limit(model), overlong="drop")
 

@@ -32,7 +32,7 @@ class Grading:
         self._thread: threading.Thread | None = None
 
     def add(self, place: int, sample: Sample) -> None:
-        """Grade `sample`, which is to be number `place` of those that `done` is given, in the background."""
+        """Grade `sample`, which is to be number `place` of those passed to `done`, in the background."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="grading", daemon=True)
             self._thread.start()

@@ -5,7 +5,7 @@
 
 All attempts advance together, one assistant turn at a time, so the engine always works on a batch. An attempt ends with
 a turn that calls no tool (its answer), at the turn limit, when a turn is cut off, or when its context is full. Sampled
-tokens, the stop token included, stand in the trajectory as they were sampled; tool results are appended as tokens, and
+tokens, the stop token included, are in the trajectory as they were sampled; tool results are appended as tokens, and
 no text is tokenized a second time. Where a chat template shows earlier turns otherwise once there are later ones, the
 attempt goes on in a new branch, in which they count as read. The same program serves training, search and service, and
 runs on any checkpoint: its form of tool calls and results is that of its chat template (package `chat`).
@@ -41,7 +41,7 @@ CORRECTIONS = 4
 
 
 def final_answer(text: str) -> str:
-    """What stands after the thinking part, stripped; empty where there is none (`chat.thinking`)."""
+    """What follows the thinking part, stripped; empty where there is none (`chat.thinking`)."""
     return (read_thinking(text).answer or "").strip()
 
 
@@ -105,7 +105,7 @@ class Harness:
     ) -> list[Trajectory]:
         """Attempt every task; `sampling.n` trajectories per task, in the order of `tasks`.
 
-        `sampling.max_new_tokens` bounds one generation. A task that stands twice in `tasks` is sampled twice, with
+        `sampling.max_new_tokens` bounds one generation. A task that occurs twice in `tasks` is sampled twice, with
         different seeds. `progress` is called after every turn with the number of attempts that ended in it (a task is
         `vote` attempts).
         """
@@ -179,7 +179,7 @@ class Harness:
         return groups
 
     def _admit(self, running: list[Episode], progress: Callable[[int], None] | None) -> list[Episode]:
-        """The episodes with room left; the others end here."""
+        """The episodes whose context has tokens left; the others end here."""
         for episode in running:
             size = sum(len(node.token_ids) for node in episode.trajectory.path(episode.head))
             if size >= self.config.max_context_tokens:
@@ -386,7 +386,7 @@ def add_results(
 ) -> int:
     """Append tool turns and what comes before the policy writes again; returns the node.
 
-    Where the template renders what stands before otherwise by now, the node is the root of a new branch.
+    Where the template now renders the messages before it differently, the node is the root of a new branch.
     """
     so_far = [message for node in trajectory.path(parent) for message in node.messages]
     last = trajectory.nodes[parent].token_ids

@@ -1,6 +1,6 @@
 """Errors meant for the person at the keyboard.
 
-Raise `UserError` for anything the user can mend: a bad key, a missing folder, a full disk. The command line prints it
+Raise `UserError` for anything the user can fix: a bad key, a missing folder, a full disk. The command line prints it
 as one paragraph and exits with status 2. Defects of the program are ordinary exceptions and keep their traceback.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend.
+    """Something the user can fix.
 
     `what` names the file, key or line at fault; `fix` says what to do about it.
     """

@@ -21,7 +21,7 @@ PARTIAL = ".partial"
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Create or replace `path` with what `write` puts into the binary handle it is given.
+    """Create or replace `path` with what `write` puts into the binary handle it gets.
 
     Raises `UserError` when the disk is full; the old file is then untouched.
     """

@@ -61,7 +61,7 @@ class Abilities:
     reasoning: bool
     """Renders `reasoning_content`, at least of the last turn."""
     inline_reasoning: bool
-    """Keeps reasoning that stands between its marks in the content, at least of the last turn."""
+    """Keeps reasoning that is between its tags in the content, at least of the last turn."""
     switch: bool
     """Renders another prompt with `enable_thinking` false."""
     empty: str | None = ""

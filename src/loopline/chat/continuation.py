@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Continuation:
-    """The conversation goes on where it stands."""
+    """The conversation goes on where it is."""
 
     ids: list[int]
     """To append after the sampled answer; they end where the assistant writes."""

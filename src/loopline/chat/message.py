@@ -24,7 +24,7 @@ KEPT = ("tool_call_id", "name")
 
 
 class MessageError(UserError):
-    """A message that no chat template can be given; `param` names the key at fault."""
+    """A message that no chat template can render; `param` names the key at fault."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message, "correct that message")

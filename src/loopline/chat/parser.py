@@ -7,7 +7,7 @@
     message = parser.message                # an AssistantMessage
 
 Where the pieces are cut never changes the result. What is out of form stays content, tags included, so that nothing the
-model wrote is lost, and is listed in `message.malformed`: a call that cannot be read, and any thinking mark after the
+model wrote is lost, and is listed in `message.malformed`: a call that cannot be read, and any thinking tag after the
 first pair or after the answer began (see `chat.thinking`). Line breaks between reasoning, content and calls belong to
 none of them. Not covered: stop tokens (cut them off before).
 """
@@ -60,7 +60,7 @@ class OutputParser:
         return AssistantMessage(content, reasoning, tuple(self._calls), tuple(malformed))
 
     def feed(self, text: str) -> list[Event]:
-        """Take more text; returns what can be told for certain. A call comes whole."""
+        """Take more text; returns what is already certain. A call comes whole."""
         self._buffer += text
         events: list[Event] = []
         while self._step(events, False):
@@ -105,7 +105,7 @@ class OutputParser:
         return opens
 
     def _text(self, events: list[Event], final: bool) -> bool:
-        """Reasoning or content, up to the next mark or the next section."""
+        """Reasoning or content, up to the next tag or the next section."""
         if self._quiet and self._state == "content":
             # The content after a thought begins at its first character that is no line break.
             text = self._buffer.lstrip()

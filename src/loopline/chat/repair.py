@@ -89,7 +89,7 @@ def _scavenged(body: str, tools: Mapping[str, Tool]) -> Call | None:
 
 
 def _renamed(call: Call, tools: Mapping[str, Tool]) -> Call:
-    """`call` with a lone, wrongly named argument given the name of the tool's lone required one."""
+    """`call` with a lone, wrongly named argument renamed to the tool's lone required one."""
     required = tools[call.name].parameters.get("required", []) if call.name in tools else []
     if len(required) == 1 and len(call.arguments) == 1 and required[0] not in call.arguments:
         return Call(call.name, {required[0]: next(iter(call.arguments.values()))})

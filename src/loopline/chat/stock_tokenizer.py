@@ -84,7 +84,7 @@ class StockTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: Path, today: datetime.date = TODAY) -> StockTokenizer:
-        """Read the tokenizer in `path`; `today` is the day that its template is told.
+        """Read the tokenizer in `path`; `today` is the date that its template gets.
 
         Raises `UserError` for what is missing, damaged or not a template.
         """
@@ -116,7 +116,7 @@ class StockTokenizer(Tokenizer):
         return self._stop_ids
 
     def encode_plain(self, text: str, marks: re.Pattern[str] | None = None) -> list[int]:
-        """Ids of `text` in which control tokens (or `marks`) written out stay text."""
+        """Ids of `text` in which special tokens (or `marks`) written out stay text."""
         return super().encode_plain(text, self._spelled if marks is None else marks)
 
     @property
@@ -319,7 +319,7 @@ def _pick(template: Any) -> str | None:
 
 
 def lost_parts(message: Message, turn: str, form: CallForm) -> list[str]:
-    """Which parts of an assistant's message do not stand in its rendered `turn`; white space at their ends is free."""
+    """Which parts of an assistant's message are missing from its rendered `turn`; white space at their ends is free."""
     content = message.get("content") or ""
     texts = [content] if isinstance(content, str) else [str(part.get("text", "")) for part in content]
     reasoning = str(message.get("reasoning_content") or "")

@@ -7,7 +7,7 @@ Templates run in Jinja's sandbox with the helpers that their authors count on. A
 text with `{% generation %}` is believed. For any other the spans are derived, and every step is checked against the
 whole rendering: a turn starts where the rendering of what came before it, asked for a generation prompt, ends (or,
 where the template rewrites history, after the generation prompt found between the neighbouring messages), and it ends
-with the first stop token after its text. Where messages stand is found by wrapping their texts in characters of no
+with the first stop token after its text. Where messages are is found by wrapping their texts in characters of no
 meaning, which must change nothing else. What cannot be proved is refused. Control tokens written out in a message stay
 text: a `GUARD` inside keeps the tokenizer from seeing them. `strftime_now` gives one fixed day, or a run could not be
 repeated.
@@ -78,7 +78,7 @@ def build_environment(today: datetime.date) -> jinja2.sandbox.ImmutableSandboxed
 
 @dataclass(frozen=True)
 class Places:
-    """Where a message's text stands in the rendering."""
+    """Where a message's text is in the rendering."""
 
     begin: int
     end: int
@@ -231,7 +231,7 @@ class ChatTemplate:
     def _places(
         self, messages: list[dict[str, Any]], whole: str, name: str, settings: Mapping[str, Any]
     ) -> dict[int, Places]:
-        """Where messages' texts stand in `whole`: all at once, or, if the marks changed anything, those that can."""
+        """Where messages' texts are in `whole`: all at once, or, if the marks changed anything, those that can."""
         numbers = [number for number in range(len(messages)) if _mark(messages[number], number) is not None]
         found = self._place_some(messages, numbers, whole, settings)
         if found is None:
@@ -242,7 +242,7 @@ class ChatTemplate:
     def _place_some(
         self, messages: list[dict[str, Any]], numbers: Sequence[int], whole: str, settings: Mapping[str, Any]
     ) -> dict[int, Places] | None:
-        """Where the texts of `numbers` stand; None when the marks around them change anything else of the rendering."""
+        """Where the texts of `numbers` are; None when the marks around them change anything else of the rendering."""
         chosen = set(numbers)
         marked = [_mark(m, k) or m if k in chosen else m for k, m in enumerate(messages)]
         rendered = self._try(marked, False, settings)

@@ -3,8 +3,8 @@
     read_thinking("<think>6*7=42</think>42")           # Thinking(reasoning="6*7=42", answer="42")
     read_thinking("<think></think>8</think>7")         # answer=None, problem="a second </think>"
 
-An answer thinks at its beginning, once: an optional opening mark with nothing but white space before it, the reasoning,
-one closing mark, the answer. Any further mark makes the answer malformed, and a malformed answer has no answer part:
+An answer thinks at its beginning, once: an optional opening tag with nothing but white space before it, the reasoning,
+one closing tag, the answer. Any further tag makes the answer malformed, and a malformed answer has no answer part:
 otherwise a policy hides reasoning from its budget, or its answer from a grader, by opening and closing again. What a
 prompt wrote of the thinking part belongs to the text that is read (see `answer_text`). Not covered: what brevity is
 worth (see `grading.reward`).
@@ -43,7 +43,7 @@ class Thinking:
 
 
 def read_thinking(text: str) -> Thinking:
-    """Divide a text into reasoning and answer, byte for byte except for the marks."""
+    """Divide a text into reasoning and answer, byte for byte except for the tags."""
     if THINK not in text and THINK_END not in text:
         return Thinking(None, text)
     start = text.lstrip()
@@ -70,13 +70,13 @@ class Coder(Protocol):
 
 
 def mark_ids(tokenizer: Coder) -> tuple[int, int] | None:
-    """Ids of the opening and the closing mark; None where the vocabulary lacks one of them."""
+    """Ids of the opening and the closing tag; None where the vocabulary lacks one of them."""
     begin, end = (tokenizer.fast.token_to_id(mark) for mark in (THINK, THINK_END))
     return None if begin is None or end is None else (begin, end)
 
 
 def prompt_thinking(tokenizer: Coder, prompt: Sequence[int]) -> str:
-    """What the end of a prompt wrote of the answer's thinking part: an opening mark, a closed part, or nothing."""
+    """What the end of a prompt wrote of the answer's thinking part: an opening tag, a closed part, or nothing."""
     return wrote_thinking(tokenizer.decode(prompt[-TAIL:]))
 
 
@@ -91,7 +91,7 @@ def wrote_thinking(text: str) -> str:
 def answer_text(tokenizer: Coder, prompt: Sequence[int], ids: Sequence[int], stop_text: str | None = None) -> str:
     """The text of a sampled answer, up to its stop token or text, and with what `prompt` wrote of its thinking part.
 
-    Marks that the policy spelled in ordinary tokens, which no budget can see, are broken up (`< think>`), so that they
+    Tags that the policy spelled in ordinary tokens, which no budget can see, are broken up (`< think>`), so that they
     divide nothing.
     """
     if ids and ids[-1] in tokenizer.stop_ids:
@@ -108,8 +108,8 @@ def answer_text(tokenizer: Coder, prompt: Sequence[int], ids: Sequence[int], sto
 def with_prompt(wrote: str, text: str) -> str:
     """An answer's text after what its prompt `wrote` of the thinking part.
 
-    A thought that the prompt opened is opened in the text. One that it closed stands in the text only when the answer
-    has marks of its own, which are second ones then.
+    A thought that the prompt opened is opened in the text. One that it closed is in the text only when the answer
+    has tags of its own, which are second ones then.
     """
     return wrote + text if wrote == THINK or THINK in text or THINK_END in text else text
 

@@ -7,7 +7,7 @@
     more = tokenizer.continuation(messages, [{"role": "tool", "content": "17"}])    # ids to append after the answer
 
 A conversation is `<|role|>` and its text for each turn; assistant turns close with `<|end|>`, which also separates
-documents. Reasoning stands in `<think>...</think>` at the beginning of a turn, tool calls in the Hermes form. Special
+documents. Reasoning is in `<think>...</think>` at the beginning of a turn, tool calls in the Hermes form. Special
 tokens that somebody writes out in a text stay text: users, systems and tools can forge none of them, and assistants
 none of the role tokens. The same rendering is written as a Jinja chat template, so `transformers` renders the same ids
 for texts without such forgeries, which a template cannot know from its own tokens.
@@ -61,7 +61,7 @@ CHAT_TEMPLATE = (
 )
 MARKS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 STRUCTURE_MARKS = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS if token.startswith("<|")))
-"""The marks that not even an assistant writes in its text: roles, the end and padding."""
+"""The special tokens that not even an assistant writes in its text: roles, the end and padding."""
 Tools = Sequence[Mapping[str, Any]]
 
 
@@ -126,11 +126,12 @@ class Tokenizer:
         return self.fast.encode(text, add_special_tokens=False).ids
 
     def encode_plain(self, text: str, marks: re.Pattern[str] = MARKS) -> list[int]:
-        """Ids of `text` in which the `marks` written out stay text; it decodes to `text` like any other."""
+        """Ids of `text` in which special tokens (`marks`) written out stay text; it decodes to `text` like any
+        other."""
         ids: list[int] = []
         start = 0
         for match in marks.finditer(text):
-            # A cut inside the mark keeps the tokenizer from seeing it.
+            # A cut inside the special token keeps the tokenizer from matching it.
             middle = match.start() + 1
             ids += self.encode(text[start:middle])
             start = middle
@@ -141,7 +142,7 @@ class Tokenizer:
         return [item.ids for item in self.fast.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
-        """Text of `ids`. `skip_special` leaves out all ten special tokens, thinking marks included."""
+        """Text of `ids`. `skip_special` leaves out all ten special tokens, thinking tokens included."""
         return self.fast.decode(list(ids), skip_special_tokens=skip_special)
 
     @property
@@ -177,7 +178,7 @@ class Tokenizer:
         allow: Collection[str] = (),
         **template_kwargs: Any,
     ) -> tuple[list[int], list[bool]]:
-        """Ids, and for each whether the assistant wrote it (its text and closing token, not its role mark).
+        """Ids, and for each whether the assistant wrote it (its text and closing token, not its role token).
 
         `name` is what errors call the conversation. Assistant turns from message `trained_from` on are trained on:
         where a template loses or changes their text it is a `UserError`, unless `allow` names what may be lost
@@ -202,7 +203,7 @@ class Tokenizer:
         return ids, mask
 
     def as_shown(self, messages: Sequence[Message], tools: Tools | None = None) -> tuple[list[Message], Tools | None]:
-        """The messages and tools that the chat template is given: what it cannot render is in the texts."""
+        """The messages and tools that the chat template gets: what it cannot render is in the texts."""
         shown = [
             {"role": message["role"], "content": self._written(message)} if message["role"] == "assistant" else message
             for message in self._offering(messages, tools)
@@ -230,7 +231,7 @@ class Tokenizer:
         enable_thinking: bool | None = None,
         closed: bool = True,
     ) -> Continuation | Rewritten:
-        """What follows a sampled answer so that `new` messages stand after it and the assistant writes again.
+        """What follows a sampled answer so that `new` messages follow it and the assistant writes again.
 
         `messages` end with the answer, taken apart; its sampled ids stay as they are. `closed` says whether they end
         with a stop token. A template that renders earlier turns otherwise once later ones exist gives `Rewritten`;

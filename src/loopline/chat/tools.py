@@ -88,5 +88,5 @@ def error_result(text: str) -> ToolResult:
 
 
 def as_plain_text(text: str) -> str:
-    """`text` with chat marks broken up, so that a document cannot pass for a turn of the conversation."""
+    """`text` with special tokens broken up, so that a document cannot pass for a turn of the conversation."""
     return MARK.sub("< ", text)

@@ -2,7 +2,7 @@
 
 Nothing here imports torch or reads a document. A source's files are identity, not only its path: `RawConfig` carries a
 fingerprint of their names, sizes and times, so a changed folder is a changed corpus.
-Not covered: what the generators can make (see `generators.config`).
+Not covered: what the generators can make (see `tasks.generators.config`).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class RawConfig(Config):
 
 
 class QualityRules(Config):
-    """Limits on one lane's documents. Shares are of words, lines or bytes; 1 or 0 switches a limit off.
+    """Limits on documents of one type. Shares are of words, lines or bytes; 1 or 0 switches a limit off.
 
     Statistics after Gopher (Rae et al. 2021, appendix A), C4 (Raffel et al. 2020) and FineWeb (Penedo et al. 2024).
     """
@@ -124,7 +124,7 @@ class QualityRules(Config):
     max_ellipsis_lines: float = Field(default=0.3, ge=0, le=1)
     """Largest share of lines that end with an ellipsis."""
     min_ended_lines: float = Field(default=0.05, ge=0, le=1)
-    """Smallest share of lines that end with a sentence mark."""
+    """Smallest share of lines that end with closing punctuation."""
     max_short_lines: float = Field(default=0.9, ge=0, le=1)
     """Largest share of lines of at most 30 bytes."""
     max_line_bytes: int = Field(default=100_000, ge=1)
@@ -186,13 +186,13 @@ class DecontaminationConfig(Config):
     ngram: int = Field(default=13, ge=5, le=50)
     """Words in a row that, shared with a held-out item, count as contamination."""
     shortest: int = Field(default=5, ge=2)
-    """Fewest symbols (words and marks) of an item that is searched for as a whole."""
+    """Fewest symbols (words and punctuation) of an item that is searched for as a whole."""
     margin: int = Field(default=200, ge=0)
     """Characters cut from natural text on either side of a match."""
     max_cut: float = Field(default=0.5, ge=0, le=1)
     """A document that would lose more than this share is removed whole."""
     max_validation_overlap: float = Field(default=0.2, ge=0, le=1)
-    """A validation document whose n-grams stand in training to a larger share is removed."""
+    """A validation document whose n-grams occur in training to a larger share is removed."""
 
 
 class TokenizerConfig(Config):
@@ -201,7 +201,7 @@ class TokenizerConfig(Config):
     vocab_size: int = Field(default=1024, ge=266, le=262_144)
     """Tokens including ten special ones and 256 bytes. Above 65,536 the shards take four bytes per token."""
     train_megabytes: float = Field(default=6.0, gt=0)
-    """Text the merges are learned from, drawn by mixture weight."""
+    """Text the merges are learned from, sampled by mixture weight."""
     task_share: float = Field(default=0.2, ge=0, lt=1)
     """Share of that text taken from the training tasks, so that chats compress well."""
 
@@ -217,7 +217,7 @@ class DataConfig(Config):
     """Stage `data`: from documents to a tokenizer and token shards."""
 
     languages: tuple[str, ...] = ("en",)
-    """Languages kept in the prose lane (ISO 639-1); empty keeps all."""
+    """Languages kept among prose documents (ISO 639-1); empty keeps all."""
     language_confidence: float = Field(default=0.5, ge=0, le=1)
     """Another language is believed only with at least this confidence."""
     prose: QualityRules = PROSE
@@ -233,7 +233,7 @@ class DataConfig(Config):
     heldout_share: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of each source's clusters kept for validation."""
     synthetic_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of the mixture given to synthetic sources when `weights` does not say otherwise."""
+    """Share of the mixture for synthetic sources when `weights` does not say otherwise."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Mixture weights by source (`python/code`) or group (`python`, `synthetic`, `notes`); a group's weight is shared
     out by tokens. Sources not named get no weight once any is named."""

@@ -34,7 +34,7 @@ def passage_step(documents: Sequence[Document], config: DedupConfig) -> Change:
     """Cut repeated paragraphs and boilerplate lines out of prose; drop what becomes too short.
 
     A paragraph goes when any earlier prose has it; a line goes everywhere but in the first document that has it, once
-    it stands in more than `line_documents` documents.
+    it occurs in more than `line_documents` documents.
     """
     numbers = [number for number, document in enumerate(documents) if document.lane == "prose"]
     texts = [documents[number].text for number in numbers]
@@ -87,7 +87,7 @@ def _passages(texts: Sequence[str], kind: str, shortest: int) -> tuple[np.ndarra
 
 
 def _boilerplate(keys: np.ndarray, document: np.ndarray, limit: int) -> np.ndarray:
-    """Mask of lines that stand in more than `limit` documents, but for each one's first document."""
+    """Mask of lines that occur in more than `limit` documents, but for each one's first document."""
     if not len(keys):
         return np.zeros(0, dtype=bool)
     _, index, inverse = np.unique(keys, return_index=True, return_inverse=True)

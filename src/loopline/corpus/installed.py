@@ -20,7 +20,7 @@ PROJECT = "loopline"
 def dependencies(root: str = PROJECT) -> dict[str, importlib.metadata.Distribution]:
     """Everything `root` needs, directly or not, that is installed; by name, sorted, `root` itself left out.
 
-    Where `root` is not installed as a distribution (its sources are on the path), all distributions are given.
+    Where `root` is not installed as a distribution (its sources are on the path), all distributions are listed.
     """
     try:
         pending = list(importlib.metadata.distribution(root).requires or [])

@@ -1,4 +1,4 @@
-"""Language identification of the prose lane, offline, on a kilobyte of each document (py3langid).
+"""Language identification of prose documents, offline, on a kilobyte of each document (py3langid).
 
 Use: `step(documents, ("en",), confidence=0.5)`. A kilobyte is as accurate as the whole text and many times faster.
 Not covered: code and synthetic documents, which pass; documents that mix languages, which go by their beginning.

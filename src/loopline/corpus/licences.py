@@ -50,7 +50,7 @@ def detect(text: str) -> str | None:
 def strip_header(text: str) -> tuple[str, str]:
     """A code file without its opening licence comment, and that comment; a shebang and coding line stay.
 
-    Only an opening run of comment lines (`#`, `//`, `--`, `;`) or one block comment that speaks of rights is taken.
+    Only an opening run of comment lines (`#`, `//`, `--`, `;`) or one block comment that mentions rights is taken.
     """
     keep = 0
     while text.startswith("#!", keep) or (keep < 200 and re.match(r"#.*coding[:=]", text[keep : keep + 80])):
@@ -75,7 +75,7 @@ def strip_header(text: str) -> tuple[str, str]:
 
 
 def step(documents: Sequence[Document]) -> Change:
-    """Strip headers from the code lane and fill in unknown licences of both natural lanes."""
+    """Strip headers from code documents and fill in unknown licences of all that are not synthetic."""
     change = Change()
     for number, document in enumerate(documents):
         if document.lane == "synthetic":

@@ -104,7 +104,7 @@ def clusters(table: np.ndarray, similarity: float, rows: int = 8) -> np.ndarray:
 
 
 def step(documents: Sequence[Document], config: DedupConfig) -> Change:
-    """Keep the longest document of each cluster of the natural lanes (the earliest of equally long ones)."""
+    """Keep the longest document of each cluster, synthetic ones left out (the earliest of equally long ones)."""
     numbers = [number for number, document in enumerate(documents) if document.lane != "synthetic"]
     table = signatures([documents[number].text for number in numbers], config.shingle)
     cluster = clusters(table, config.similarity)

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from loopline.corpus.document import Document
 from loopline.corpus.funnel import Change
 
-# Everything below the space except tab and newline, delete, C1 controls, zero-width marks, noncharacters.
+# Everything below the space except tab and newline, delete, C1 controls, zero-width characters, noncharacters.
 _UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028\u2029\u2060\ufeff\ufffe\uffff]")
 _TRAILING = re.compile(r"[ \t]+$", re.MULTILINE)
 _BLANK = re.compile(r"\n{4,}")
-# UTF-8 read as Windows-1252: a lead byte shown as a letter, then continuation bytes shown as marks.
+# UTF-8 read as Windows-1252: a lead byte shown as a letter, then continuation bytes shown as symbols.
 _CONTINUATION = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013\u2014\u2018-\u201a"
 _CONTINUATION += "\u201c-\u201e\u2020-\u2022\u2026\u2030\u2039\u203a\u20ac\u2122"
 _MOJIBAKE = re.compile(

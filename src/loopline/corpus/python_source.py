@@ -69,7 +69,7 @@ def _stdlib_modules() -> list[tuple[str, str]]:
 
 
 def _docstrings(modules: list[tuple[str, str]], shortest: int) -> Iterator[tuple[str, str]]:
-    """The docstrings of each module of at least `shortest` characters, in the order they stand in the file."""
+    """The docstrings of each module of at least `shortest` characters, in the order of the file."""
     for path, text in modules:
         if '"""' not in text:
             continue

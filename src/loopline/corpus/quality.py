@@ -1,4 +1,5 @@
-"""Quality: the document statistics of Gopher, C4 and FineWeb over the byte kernel, and the limits of each lane.
+"""Quality: the document statistics of Gopher, C4 and FineWeb over the byte kernel, and the limits of each document
+type.
 
 Use: `profile(texts)` gives a dict of arrays, one value per text; `step(documents, {"prose": rules, "code": rules})`
 removes what breaks a limit and says which. Words are runs of non-space bytes, as in the papers; n-grams run over terms
@@ -21,7 +22,7 @@ _STOP_HASHES = np.array([hash_text(word) for word in STOP_WORDS], dtype=np.uint6
 _ENDS = np.zeros(256, dtype=bool)
 _ENDS[[ord(mark) for mark in ".?!:\"'"]] = True
 Profile = dict[str, np.ndarray]
-# statistic, limit, whether the limit is a floor
+# statistic, limit, whether the limit is a minimum
 _LIMITS = (
     ("words", "min_words", True),
     ("words", "max_words", False),
@@ -147,7 +148,7 @@ def _covered(shard: Shard, terms: Spans, hashes: np.ndarray, n: int) -> np.ndarr
 
 
 def step(documents: Sequence[Document], rules: Mapping[str, QualityRules]) -> Change:
-    """Remove documents of the lanes in `rules` that break a limit; the reason is the first limit broken."""
+    """Remove documents of the types in `rules` that break a limit; the reason is the first limit broken."""
     change = Change()
     for lane, limits in rules.items():
         numbers = [number for number, document in enumerate(documents) if document.lane == lane]

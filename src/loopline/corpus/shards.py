@@ -33,7 +33,8 @@ def write_split(
 ) -> dict[str, Any]:
     """Write `{source}.{split}.bin` and `.idx` under `directory`; returns counts and digests for the manifest.
 
-    `.idx` holds the end of each document in tokens (uint64), its `<|end|>` included. Bytes are of text, without marks.
+    `.idx` holds the end of each document in tokens (uint64), its `<|end|>` included. Bytes are of text, without special
+    tokens.
     """
     dtype = token_dtype(vocab_size)
     ordered = sorted(documents, key=lambda document: hashlib.sha256(document.id.encode()).digest())

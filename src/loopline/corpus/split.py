@@ -1,7 +1,7 @@
 """The validation split: whole clusters of similar documents, never half of one, and nothing that training repeats.
 
 Use: `choose(documents, share, config)` gives the numbers of the held-out documents; `leaked(...)` those of them whose
-text stands in training after all. Each source keeps at least one cluster for validation when it has two.
+text occurs in training after all. Each source keeps at least one cluster for validation when it has two.
 Not covered: held-out tasks (see `decontaminate`).
 """
 
@@ -51,7 +51,7 @@ def choose(documents: Sequence[Document], share: float, config: DedupConfig) -> 
 
 
 def leaked(documents: Sequence[Document], chosen: set[int], config: DecontaminationConfig) -> set[int]:
-    """Natural documents among `chosen` whose n-grams stand in training documents to more than the allowed share."""
+    """Natural documents among `chosen` whose n-grams occur in training documents to more than the allowed share."""
     natural = [number for number, document in enumerate(documents) if document.lane != "synthetic"]
     held = [number for number in natural if number in chosen]
     if not held:

@@ -74,7 +74,8 @@ def data(config: DataConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
 
 
 def run_funnel(documents: list[Document], held_out: TextIndex, config: DataConfig, bar: Any) -> Funnel:
-    """All steps up to decontamination. PII goes before duplicates, so that mirrors that differ in addresses meet."""
+    """All steps up to decontamination. PII goes before duplicates, so that mirrors that differ in addresses become
+    duplicates."""
     funnel = Funnel(documents, config.samples, censor=pii.clean)
     rules = {"prose": config.prose, "code": config.code}
     steps: dict[str, Callable[[], Change]] = {
@@ -121,7 +122,7 @@ def _write(
     corpus_tokenizer = plain(tokenizer)
     sources: dict[str, dict[str, Any]] = {}
     for source in sorted({document.source for document in documents}):
-        # Generated documents may use the marks of the chat format; nobody else's text may.
+        # Generated documents may use the special tokens of the chat format; no other text may.
         encoder = tokenizer if source.startswith("synthetic/") else corpus_tokenizer
         entry: dict[str, Any] = {}
         for name, part in (

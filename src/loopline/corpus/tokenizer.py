@@ -1,8 +1,8 @@
 """Training the tokenizer: byte-level BPE with ten special tokens first and every digit a token of its own.
 
 Use: `train(texts, vocab_size)`, then `save(tokenizer, directory)`; `transformers.AutoTokenizer` loads the directory and
-its chat template renders the ids that `model.tokenizer.Tokenizer.render` gives. Any text survives encoding and
-decoding. `plain(tokenizer)` encodes corpus text, in which `<|end|>` is eight characters and not a mark.
+its chat template renders the ids that `chat.tokenizer.Tokenizer.render` gives. Any text survives encoding and
+decoding. `plain(tokenizer)` encodes corpus text, in which `<|end|>` is eight characters and not a special token.
 Not covered: vocabularies learned elsewhere (a checkpoint brings its own tokenizer).
 """
 
@@ -21,7 +21,7 @@ from loopline.base.files import write_json, write_text
 from loopline.chat.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 from loopline.corpus.document import Document
 
-# Contractions, words with one leading mark or space, single digits, runs of marks, line ends, spaces (after Qwen2).
+# Contractions, words with one leading symbol or space, single digits, runs of symbols, line ends, spaces (after Qwen2).
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -60,7 +60,8 @@ def _bare(model: models.Model) -> Tokenizer:
 
 
 def plain(tokenizer: Tokenizer) -> Tokenizer:
-    """The same merges without special tokens: what a corpus writes can never be a mark of the chat format."""
+    """The same merges without special tokens: what a corpus contains can never be a special token of the chat
+    format."""
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = []
     return Tokenizer.from_str(json.dumps(state))

@@ -4,7 +4,7 @@
     index.search("price of the blue lamp", k=1)        # [(0, score)]
 
 Okapi BM25 with the non-negative idf of Lucene. A title counts as twice its words, and a document whose whole title
-stands in the query, word after word, scores double: of "blue lamp", "blue cup" and "red lamp", a question about the
+occurs in the query, word after word, scores double: of "blue lamp", "blue cup" and "red lamp", a question about the
 blue lamp means the first. Plural endings are cut. Not covered: large collections (an inverted index on disk, sparse
 matrices), full stemming, languages without spaces.
 """
@@ -36,7 +36,7 @@ def singular(word: str) -> str:
 
 
 def contains(terms: list[str], phrase: list[str]) -> bool:
-    """Whether `phrase` stands in `terms`, word after word."""
+    """Whether `phrase` occurs in `terms`, word after word."""
     size = len(phrase)
     return size > 0 and any(terms[at : at + size] == phrase for at in range(len(terms) - size + 1))
 

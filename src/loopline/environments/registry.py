@@ -23,7 +23,7 @@ ENVIRONMENTS = {"search": "loopline.environments.search:SearchEnvironment"}
 
 
 class EnvironmentClass(Protocol):
-    """What a name stands for."""
+    """What a name refers to."""
 
     def from_tasks(self, tasks: Path, graders: OutcomeGraders | None, part: str | None = None) -> Environment:
         """The environment over one part of a tasks artifact."""

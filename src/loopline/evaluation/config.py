@@ -62,7 +62,7 @@ class EvaluateConfig(Config):
     thinking: bool = True
     """Whether answers may think first; false closes the thinking part in the prompt."""
     heldout_documents: int = Field(default=100, ge=0)
-    """Windows of 256 held-out tokens per source for bits per byte, where the corpus is given; 0 skips it."""
+    """Windows of 256 held-out tokens per source for bits per byte, where there is a corpus; 0 skips it."""
     text: Annotated[str | None, InputFile()] = None
     """A plain text file to measure bits per byte on."""
     thinking_budgets: tuple[int, ...] = ()

@@ -1,9 +1,9 @@
 """Stage `graders`: every grader that the tasks name, and further ones, audited and tried on what the policy writes.
 
 Writes graders.json (the definitions) and audit.json; with a policy also probe.json ({grader: {"n", "mean",
-"ungradable", "cut_off", "verdict"}}) and probe.jsonl (its answers). It refuses a grader of the tasks that pays for
-junk, fails on everything or never pays; `force` goes on and says so. A policy that solves nothing is no fault of the
-grader: that is said, and the line goes on. Not covered: graders that are models.
+"ungradable", "cut_off", "verdict"}}) and probe.jsonl (its answers). It refuses a grader of the tasks that rewards
+junk, fails on everything or never gives a score above 0; `force` goes on and says so. Where the policy solves nothing,
+the grader is not refused: a note says so, and the run goes on. Not covered: graders that are models.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ def judge(
 ) -> str:
     """What a grader's grades of the policy's answers mean for training, in words; "" when all is well.
 
-    `paid` says whether reference answers paid. Raises `UserError` when nothing can be graded, or when nothing pays and
-    no reference ever did.
+    `paid` says whether reference answers scored. Raises `UserError` when nothing can be graded, or when nothing scores
+    and no reference ever did.
     """
     n, known = len(samples), [grade.score for grade in grades if grade.score is not None]
     cut = sum(sample.finish == "length" for sample in samples)

@@ -195,7 +195,7 @@ def stated_choice(text: str, choices: dict[str, str]) -> str | None:
 
 
 def choice(sample: Sample) -> Grade:
-    """1 when the letter stated is the reference's; the words of a choice stand for its letter."""
+    """1 when the letter stated is the reference's; the words of a choice count as its letter."""
     choices = sample.task.item.get("choices")
     right = sample.task.answer.strip()
     labels = dict(choices) if isinstance(choices, dict) else dict.fromkeys("ABCDEFGHIJ", "")

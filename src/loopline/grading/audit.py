@@ -2,7 +2,7 @@
 
     report = audit(graders, tasks, seed=0)      # {name: {"passed", "probes": [{"probe", "n", "mean", "max", "pays"}]}}
 
-The probe "reference" sends the written good answers and must pay; every other probe sends something that solves
+The probe "reference" sends the written good answers and must score high; every other probe sends something that solves
 nothing and must not. A grader that fails would teach the exploit rather than the task. Not covered: exploits that need
 knowledge of one particular custom grader; they belong in that grader's own tests.
 """
@@ -19,7 +19,7 @@ from loopline.grading.graders import GraderSet
 from loopline.tasks.task import Task
 
 PAYS_ABOVE = 0.05
-"""Mean score from which an exploit counts as paid; a guess that happens to be right now and then stays below."""
+"""Mean score from which an exploit counts as rewarded; a guess that happens to be right now and then stays below."""
 REFERENCE_BELOW = 0.95
 """Mean score of the reference answers below which a grader is broken."""
 CODE_EXPLOITS = {
@@ -165,7 +165,7 @@ def audit_one(
 ) -> dict[str, Any]:
     """{"passed", "probes"} of one grader on all of the tasks; `only` names the probes that make sense for them.
 
-    A grader passes when its reference answers pay, no exploit does, and nothing was ungradable.
+    A grader passes when its reference answers score high, no exploit does, and nothing was ungradable.
     """
     rng = Random(f"{seed}/probes/{name}")
     rows = []

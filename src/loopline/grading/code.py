@@ -207,7 +207,7 @@ def grade_by_code(samples: Sequence[Sample], pool: SandboxPool) -> list[Grade]:
 
 
 def _told(result: Result) -> list[Any]:
-    """What the tests are told about a call: ["ok", the encoded value] or ["error", what was raised]."""
+    """What the tests learn about a call: ["ok", the encoded value] or ["error", what was raised]."""
     if result.status == "ok" and (result.value is None or isinstance(result.value, bool | int | float | str | list)):
         return ["ok", result.value]
     return ["error", result.error or result.status]

@@ -1,8 +1,8 @@
-"""Settings of the stage that says which graders may be trusted. Imports no torch.
+"""Settings of the stage that audits graders. Imports no torch.
 
 A definition is JSON of the OpenAI grader format (string_check, text_similarity, python, multi) or {"type": ...} of a
 ready one (`tasks.config.READY`). Beside the format's fields a definition may name the `tags` of the tasks it is for.
-Not covered: rewards (see `reward.py`).
+Not covered: rewards (see `grading.reward`).
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class GradersConfig(Config):
     required: tuple[str, ...] = ()
     """Graders that must pass beside those that the tasks name; another that fails is only reported."""
     force: bool = False
-    """Go on with graders that the audit or the probe speaks against, and say so in the artifact."""
+    """Go on with graders that fail the audit or the probe, and say so in the artifact."""
     audit_tasks: int = Field(default=24, ge=1)
     """Tasks each probe of the audit is tried on, at most."""
     overlong: Literal["refuse", "drop"] = "refuse"
-    """What becomes of prompts that leave the policy no room for an answer of `probe.max_new_tokens`."""
+    """What becomes of prompts after which an answer of `probe.max_new_tokens` would not fit the context length."""
     probe: ProbeConfig = ProbeConfig()
     """The trial on the policy's own answers."""

@@ -1,6 +1,6 @@
-"""What is graded and what a grade is, and where in a text the final answer stands.
+"""What is graded and what a grade is, and where in a text the final answer is.
 
-A score of None means that nothing could be learnt about the sample ("could not be graded"): it is excluded and
+A score of None means that nothing could be learned about the sample ("could not be graded"): it is excluded and
 counted, never a zero. What the policy does wrong, including code that hangs or crashes, is a zero.
 """
 
@@ -50,7 +50,7 @@ def split_thinking(text: str) -> tuple[str | None, str | None]:
     """(thinking, answer), the answer stripped.
 
     Thinking is None when the text has none; answer is None when thinking never ends; both are None for a malformed
-    text, by the rule of `chat.thinking`: thinking stands at the beginning, and is opened and closed once.
+    text, by the rule of `chat.thinking`: thinking is at the beginning, and is opened and closed once.
     """
     found = read_thinking(text)
     return found.reasoning, None if found.answer is None else found.answer.strip()

@@ -1,4 +1,4 @@
-"""The verifiers of reasoning-gym, run in the sandbox: what a model wrote meets other people's parsers there.
+"""The verifiers of reasoning-gym, run in the sandbox: other people's parsers read what a model wrote there.
 
 A row's item names the data set, its settings and the entry, so a stored row is graded without making the data set
 again. Not covered: environments of reasoning-gym that answer over several turns.
@@ -88,7 +88,7 @@ def _job(source: str, samples: Sequence[Sample], seconds: float) -> Job:
 
 
 def _grade(result: Result) -> Grade:
-    """Full marks or none: part of the marks for the right answer among others is what a policy would live on."""
+    """The full score or none: a partial score for the right answer among others is what a policy would exploit."""
     if result.status == "ok" and isinstance(result.value, float):
         return Grade(float(result.value >= FULL), evidence=f"score_answer gives {result.value:.3g}")
     if result.status == "unavailable" or result.error.startswith(("ModuleNotFoundError", "ImportError")):

@@ -30,18 +30,18 @@ def compared(count: int, settings: Settings, wanted: str, relation: str = "relat
 
 
 def occurrences(text: str, word: str) -> int:
-    """How often a word or phrase stands in a text, whole and in any case."""
+    """How often a word or phrase occurs in a text, whole and in any case."""
     return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
 
 
 def sentences(text: str) -> int:
-    """Sentences of a text, by their closing marks; a last one may lack its own."""
+    """Sentences of a text, by their closing punctuation; a last one may lack its own."""
     pieces = [piece for piece in SENTENCE_END.split(text) if piece.strip()]
     return len(pieces)
 
 
 def paragraphs(text: str, mark: str = r"\s?\*\*\*\s?") -> list[str]:
-    """The paragraphs between marks, an empty one at either edge left out."""
+    """The paragraphs between separators, an empty one at either edge left out."""
     parts = [part.strip() for part in re.split(mark, text)]
     if parts and not parts[0]:
         parts = parts[1:]

@@ -1,4 +1,4 @@
-"""Whether one grader may be trusted: it must pay for reference answers and pass the audit.
+"""Whether one grader may be trusted: it must accept reference answers and pass the audit.
 
     paid = check_references(graders, "gsm8k", tasks, limit=24, force=False)
     entry = review(graders, "gsm8k", tasks, seed=0, limit=24)          # {"passed", "probes"}
@@ -43,9 +43,9 @@ def objection(what: str, fix: str, force: bool) -> bool:
 
 
 def check_references(graders: GraderSet, name: str, tasks: Sequence[Task], limit: int, force: bool) -> bool | None:
-    """Whether the grader pays for reference answers; None when there are none.
+    """Whether the grader gives reference answers a score above 0; None when there are none.
 
-    Refuses one that fails on all of them, or pays for none.
+    Refuses one that fails on all of them, or gives all of them 0.
     """
     some = [task for task in tasks if good_text(task)][:limit]
     if not some:

@@ -25,7 +25,7 @@ OWN_COMPONENTS = ("outcome", "steps")
 class ToggleConfig(Config):
     """Phases with a token budget and phases without, in turn (Kimi K2.5, arXiv:2602.02276).
 
-    In a phase with a budget an answer longer than its prompt's budget earns nothing, but only for prompts the policy
+    In a phase with a budget an answer longer than its prompt's budget gets no reward, but only for prompts the policy
     solves often enough. Phases without keep the policy from forgetting how to use length where it helps.
     """
 
@@ -47,10 +47,10 @@ class LengthConfig(Config):
     rate: float = Field(default=1.0, gt=0)
     """How soon the cost bends; see `length_cost`."""
     curvature: float = Field(default=0.5, ge=0, le=1)
-    """0 is a straight line, 1 a logarithm: the first tokens cost most, so long problems keep their room."""
+    """0 is a straight line, 1 a logarithm: the first tokens cost most, so long problems may still take many."""
     only_solved: bool = True
     """Scale the cost by the share of the prompt's answers that are correct: brevity counts once a prompt is solved,
-    and never stands in the way of solving it."""
+    and never keeps the policy from solving it."""
     toggle: ToggleConfig = ToggleConfig()
     """Budgets in alternating phases."""
 
@@ -70,7 +70,7 @@ class RewardConfig(Config):
     repetition_penalty: float = Field(default=0.0, ge=0)
     """Taken off times the share of repeated word 4-grams."""
     flag_penalties: dict[str, float] = {}
-    """Flag -> penalty; a name that ends with * stands for every flag with that beginning, as in "hack_*"."""
+    """Flag -> penalty; a name that ends with * matches every flag with that beginning, as in "hack_*"."""
     length: LengthConfig = LengthConfig()
     """What brevity is worth."""
 

@@ -1,7 +1,7 @@
 """Verifiers without code execution: final answer, reasoning steps, form, refusal.
 
-Each takes a sample that has an answer (see `grade.rejection`) and gives a grade. They are strict on purpose: what a
-lenient grader lets pass, a policy under reinforcement learning will find. Not covered: equality of algebraic
+Each takes a sample that has an answer (see `grading.grade.rejection`) and gives a grade. They are strict on purpose:
+what a lenient grader lets pass, a policy under reinforcement learning will find. Not covered: equality of algebraic
 expressions.
 """
 
@@ -112,7 +112,7 @@ def order_scores(written: list[str], order: list[str]) -> tuple[float, ...]:
 def steps(sample: Sample) -> Grade:
     """Process grade: the share of right steps, over no fewer steps than the reference takes.
 
-    The answer must follow from the last step, so that right steps cannot pay for an answer that ignores them.
+    The answer must follow from the last step, so that right steps earn nothing for an answer that ignores them.
     """
     scores = step_scores(sample)
     if not scores:

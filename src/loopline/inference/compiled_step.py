@@ -25,9 +25,9 @@ from loopline.model.cache import KeyValueCache
 from loopline.model.decoder import Block, Decoder, FeedForward
 
 THREAD_WORK = 8_000_000
-"""Multiplications for which a thread pays: waking it takes some 50 microseconds."""
+"""Multiplications from which another thread is worth waking: waking it takes some 50 microseconds."""
 THREAD_WEIGHTS = 100_000
-"""Numbers of a matrix for which a thread pays in packing it."""
+"""Numbers of a matrix from which another thread is worth using to pack it."""
 CHUNK = 256
 """Tokens of prompts that are computed at once."""
 
@@ -93,7 +93,7 @@ def spans(model: Decoder) -> Iterator[tuple[int, int, nn.Module | None]]:
 
 
 class CompiledStep:
-    """A plain decoder's step over up to `rows` rows, by as many threads of `team` as pay."""
+    """A plain decoder's step over up to `rows` rows, by as many threads of `team` as its size is worth."""
 
     def __init__(self, model: Decoder, rows: int, team: Team) -> None:
         self.model, self.team, config = model, team, model.config

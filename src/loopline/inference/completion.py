@@ -75,4 +75,4 @@ class Completion:
 
 
 Finished = Callable[[int, Completion], None]
-"""Is given the number of a prompt and one of its completions, as soon as that is done."""
+"""Called with the number of a prompt and one of its completions, as soon as that is done."""

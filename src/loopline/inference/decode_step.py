@@ -1,4 +1,4 @@
-"""One decoding step: the next scores of all running rows; and prompts, computed before their first step.
+"""One decoding step: the next logits of all running rows; and prompts, computed before their first step.
 
 `decode_step(model, rows, team)` picks the form: `CompiledStep` (see `inference.compiled_step`) for a plain decoder in
 single precision on the CPU, `RecordedStep` (see `inference.recorded_step`) on CUDA, `ModelStep` (see

@@ -121,13 +121,13 @@ class TorchEngine:
         """`sampling.n` completions of each prompt, in the order of `prompts`.
 
         `finished` is called with every completion as soon as it is done. Raises `UserError` for an empty prompt, or one
-        that leaves no room below the model's longest sequence.
+        after which nothing fits the model's context length.
         """
         if seeds is None:
             seeds = [sampling.seed + number for number in range(len(prompts))]
         for number, prompt in enumerate(prompts):
             self.room(prompt, sampling, f"Prompt {number}")
-        # Neighbours of like length are computed together, so short prompts do not pay for long ones.
+        # Prompts of similar length are computed together, so short ones are not padded to long ones.
         order = sorted(range(len(prompts)), key=lambda number: (len(prompts[number]), number))
         requests = [Request(prompts[number], sampling, seeds[number]) for number in order]
         results: list[list[Completion]] = [[] for _ in prompts]
@@ -167,7 +167,7 @@ class TorchEngine:
             yield scheduler.newest[0]
 
     def room(self, prompt: Sequence[int], sampling: Sampling, name: str = "The prompt") -> int:
-        """Tokens that may follow `prompt`. Raises `UserError` naming it when it is empty or leaves no room."""
+        """Tokens that may follow `prompt`. Raises `UserError` naming it when it is empty or too long."""
         limit = self.model.config.max_position_embeddings
         if not prompt or len(prompt) >= limit:
             raise UserError(

@@ -42,7 +42,7 @@ class Reply:
     """One answer of a server."""
 
     text: str
-    """What it wrote, reasoning in <think> marks before the answer."""
+    """What it wrote, reasoning in <think> tags before the answer."""
     finish: Literal["stop", "length"]
     tokens: list[str]
     """Texts of its tokens; empty when the server sent no log-probs."""
@@ -84,7 +84,7 @@ class OpenAIEngine:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the served model. Raises `UserError` when none was given."""
+        """The tokenizer of the served model. Raises `UserError` when there is none."""
         if self._tokenizer is None:
             raise UserError(f"{self.url}: token ids need the served model's tokenizer", "pass it to OpenAIEngine")
         return self._tokenizer

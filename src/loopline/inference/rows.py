@@ -20,7 +20,7 @@ from loopline.inference.stops import StopTexts
 from loopline.inference.thinking import ThinkingMarks, Thought, thinking_marks
 
 CHUNK = 128
-"""Random numbers of a row that are drawn at once."""
+"""Random numbers of a row that are generated at once."""
 ARRAYS = ("count", "room", "uniforms", "ids", "logprobs", "versions", "kind", "special")
 """What `Rows` has an entry of per slot."""
 
@@ -45,7 +45,7 @@ class Settings:
 
     @property
     def draws(self) -> tuple[float, float, int, bool]:
-        """Rows that agree in these are drawn together."""
+        """Rows that agree in these are sampled together."""
         return self.sampling.temperature, self.sampling.top_p, self.sampling.top_k, self.sampling.keep_sets
 
 
@@ -68,7 +68,7 @@ class Row:
 
 
 def new_row(key: int, number: int, prompt: Sequence[int], settings: Settings, seed: int, room: int) -> Row:
-    """Sample `number` of a prompt with `seed`, with `room` for so many tokens."""
+    """Sample `number` of a prompt with `seed`, which may take up to `room` tokens."""
     row = Row(key, number, prompt, settings, row_generator(seed, number), room)
     if settings.marks is not None and settings.sampling.thinking_budget is not None:
         row.thought = Thought(prompt, settings.marks, settings.sampling.thinking_budget)
@@ -96,7 +96,7 @@ class Rows:
         self.stops = np.zeros((0, 0), dtype=bool)
         """For each settings and token whether it ends a row."""
         self.draws = np.zeros(0, dtype=np.int64)
-        """For each settings the number in `samplings` of one that is drawn alike."""
+        """For each settings the number in `samplings` of one that is sampled the same way."""
 
     def kind_of(self, settings: Settings) -> int:
         """The number of `settings`, which get one at their first row."""
@@ -142,7 +142,7 @@ class Rows:
         return self.uniforms[np.arange(running), column]
 
     def parts(self, running: int) -> list[tuple[Sampling, slice | np.ndarray]]:
-        """Slots of the first `running` rows that are drawn alike; there must be no gap among them."""
+        """Slots of the first `running` rows that are sampled the same way; there must be no gap among them."""
         draws = self.draws[self.kind[:running]]
         first = int(draws[0])
         if bool((draws == first).all()):
@@ -170,7 +170,7 @@ class Rows:
                 row.kept_sets.append(sets[place].tobytes())
 
     def force(self, tokens: np.ndarray, logprobs: np.ndarray) -> np.ndarray:
-        """Replace what rows drew by what their thinking budget writes; tells where it did."""
+        """Replace what rows sampled by what their thinking budget writes; returns where it did."""
         forced = np.zeros(len(tokens), dtype=bool)
         for slot in np.nonzero(self.special[: len(tokens)])[0].tolist():
             row = self.rows[slot]
@@ -186,7 +186,7 @@ class Rows:
         return forced
 
     def write(self, tokens: np.ndarray, logprobs: np.ndarray, version: int, stops: np.ndarray) -> list[int]:
-        """Append a token to each of the first rows; returns the slots that end. `stops`: which drew a stop token."""
+        """Append a token to each of the first rows; returns the slots that end. `stops`: which sampled a stop token."""
         running = len(tokens)
         slots, column = np.arange(running), self.count[:running]
         if int(column.max()) >= self.ids.shape[1]:

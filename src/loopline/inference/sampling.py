@@ -1,8 +1,8 @@
-"""How tokens are drawn: settings, the random numbers of each row, and the draw from scores.
+"""How tokens are sampled: settings, the random numbers of each row, and sampling from logits.
 
     tokens_B, logprobs_B = sample(logits_BV, Sampling(temperature=0.8), draw_uniforms([seed], n=8, length=1)[:, 0])
 
-Row r of a prompt draws from the Philox stream of (the prompt's seed, r), one number per position, so what it samples
+Row r of a prompt samples from the Philox stream of (the prompt's seed, r), one number per position, so what it samples
 depends on nothing beside it. Not covered: penalties, beam search, speculative decoding.
 """
 
@@ -19,7 +19,7 @@ from loopline.base.errors import UserError
 from loopline.compute.team import Team
 
 THREAD_TOKENS = 100_000
-"""Rows times vocabulary for which a thread pays in a draw."""
+"""Rows times vocabulary from which another thread is worth using to sample."""
 BLOCK = 64
 """Tokens of the vocabulary that are summed as one before the search inside them."""
 
@@ -31,7 +31,7 @@ class Sampling:
     max_new_tokens: int = 64
     """Tokens at most, the stop token included."""
     temperature: float = 1.0
-    """Divides the scores; 0 takes the likeliest token."""
+    """Divides the logits; 0 takes the likeliest token."""
     top_p: float = 1.0
     """Keep the smallest set of tokens whose probability reaches this (Holtzman et al. 2020, arXiv:1904.09751)."""
     top_k: int = 0
@@ -39,7 +39,7 @@ class Sampling:
     n: int = 1
     """Samples of each prompt."""
     seed: int = 0
-    """Seed of the call; row r of prompt p draws from (seed of p, r)."""
+    """Seed of the call; row r of prompt p samples from (seed of p, r)."""
     stop_token_ids: tuple[int, ...] | None = None
     """A sampled token among these ends its row; None takes the tokenizer's."""
     stop: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ def draw_uniforms(seeds: Sequence[int], n: int, length: int) -> Tensor:
 
 @dataclass
 class Draw:
-    """What one draw gives, a row each."""
+    """What sampling one token gives, a row each."""
 
     tokens_B: Tensor
     logprobs_B: Tensor
@@ -96,7 +96,7 @@ class Draw:
 
 
 class Scratch:
-    """Buffers of the draw, kept from step to step: blocks this large are dear to ask for anew."""
+    """Buffers of sampling, kept from step to step: blocks this large are expensive to allocate anew."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
@@ -104,7 +104,7 @@ class Scratch:
         self.rows = 0
 
     def of(self, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Room for log-probs (rows, V), and for probabilities (rows, whole blocks) with zeros at the end."""
+        """Space for log-probs (rows, V), and for probabilities (rows, whole blocks) with zeros at the end."""
         if rows > self.rows:
             self.logprobs = torch.empty(rows, self.vocab_size, device=device)
             self.probabilities = torch.zeros(rows, self.blocks * BLOCK, device=device)
@@ -116,7 +116,7 @@ def draw(logits_BV: Tensor, sampling: Sampling, uniforms_B: Tensor, scratch: Scr
     """Invert the cumulative distribution at `uniforms_B`; at temperature 0 take the likeliest token.
 
     `team` shares the work where it is done by compiled code: in single precision on the CPU, without top-k and top-p.
-    Raises `UserError` when the scores are not finite.
+    Raises `UserError` when the logits are not finite.
     """
     if _compiles(logits_BV, sampling):
         return _draw_compiled(logits_BV, sampling, uniforms_B, scratch, team or Team(1))

@@ -55,7 +55,7 @@ class ModelHolder(Protocol):
 
 @dataclass
 class _Group:
-    """A prompt whose samples are not all seated yet."""
+    """A prompt whose samples do not all have a slot yet."""
 
     key: int
     request: Request
@@ -63,7 +63,7 @@ class _Group:
     settings: Settings
     room: int
     following: int = 0
-    """Number of the sample that is seated next."""
+    """Number of the sample that gets the next slot."""
 
     @property
     def left(self) -> int:
@@ -173,7 +173,7 @@ class Scheduler:
         return slots
 
     def _seat(self, slots: Slots, seats: int) -> None:
-        """Give `seats` waiting rows the gaps, and then the slots after the running ones."""
+        """Assign `seats` waiting rows to the gaps, and then to the slots after the running ones."""
         places = (self.gaps + list(range(slots.running, slots.rows)))[:seats]
         self.gaps = []
         if places:
@@ -221,7 +221,7 @@ class Scheduler:
         self.ready.extend(_Ready(group, row, cache, logits, now) for row, group in enumerate(groups))
 
     def _sample(self, slots: Slots) -> list[tuple[int, Completion]]:
-        """Draw a token for every running row, keep it, and end the rows that it ends."""
+        """Sample a token for every running row, keep it, and end the rows that it ends."""
         running, rows = slots.running, self.rows
         uniforms = rows.draw_numbers(running)
         tokens = np.zeros(running, dtype=np.int64)

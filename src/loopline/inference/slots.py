@@ -1,4 +1,4 @@
-"""The rows of a running batch: their part of the key/value cache, their scores, and where each stands.
+"""The rows of a running batch: their part of the key/value cache, their logits, and the position of each.
 
 Running rows are slots 0..`running`-1, so a step works on the front of every buffer and copies nothing. A finished slot
 is taken by the next row, or, when none waits, by the last running one. Not covered: which row comes next (see
@@ -52,7 +52,7 @@ def front(cache: KeyValueCache, rows: int, length: int) -> KeyValueCache:
 
 
 class Slots:
-    """Room for `rows` rows of up to `limit` positions."""
+    """Space for `rows` rows of up to `limit` positions."""
 
     def __init__(self, model: LanguageModel, rows: int, limit: int) -> None:
         self.rows = rows if rows < EVEN else rounded(rows, EVEN)
@@ -88,7 +88,7 @@ class Slots:
             self.cache.grow(min(self.limit, rounded(max(length, self.cache.length * 3 // 2))))
 
     def seat(self, slots: Sequence[int], cache: KeyValueCache, rows: Sequence[int], logits: Tensor) -> None:
-        """Give `slots` the keys, values and scores of `rows` of a prefilled batch."""
+        """Give `slots` the keys, values and logits of `rows` of a prefilled batch."""
         self.reserve(cache.length)
         device = self.logits.device
         into, source = torch.tensor(slots, device=device), torch.tensor(rows, device=device)

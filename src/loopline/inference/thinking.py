@@ -28,7 +28,8 @@ class ThinkingMarks:
 
 
 def thinking_marks(tokenizer: Any, closing: Sequence[int] | None) -> ThinkingMarks:
-    """The marks of a tokenizer. Raises `UserError` when it has none, or when `closing` does not close a thought."""
+    """The thinking tokens of a tokenizer. Raises `UserError` when it has none, or when `closing` does not close a
+    thought."""
     found = mark_ids(tokenizer) if hasattr(tokenizer, "fast") else None
     if found is None:
         raise UserError(
@@ -43,7 +44,7 @@ def thinking_marks(tokenizer: Any, closing: Sequence[int] | None) -> ThinkingMar
 
 
 class Thought:
-    """Where a row stands in its thinking, and what is left of its one budget."""
+    """Where a row is in its thinking, and what is left of its one budget."""
 
     def __init__(self, prompt: Sequence[int], marks: ThinkingMarks, budget: int) -> None:
         self.marks, self.left = marks, budget

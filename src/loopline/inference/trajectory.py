@@ -6,10 +6,10 @@
     view = trajectory.view(turn)        # token ids, mask of sampled tokens, log-probs: training reads this
 
 A node holds the tokens it added and nothing is ever tokenized again: the tokens of the path from the root to a node,
-joined, are exactly the tokens the engine was given or returned. An edited context (an old tool result cut away) is a
-second path from the same root, in which the copied turns count as read, not written, so that each sampled token is
+joined, are exactly the tokens that the engine received or returned. An edited context (an old tool result cut away) is
+a second path from the same root, in which the copied turns count as read, not written, so that each sampled token is
 trained on once. Ideas: branching traces of Chroma Context-1 (2026) and token-in, token-out rollouts of Kimi K2.5
-(arXiv:2602.02276). Not covered: grading (see `harness.environment`), rewards and advantages (see `rl`).
+(arXiv:2602.02276). Not covered: grading (see `environments.environment`), rewards and advantages (see `rl`).
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Trajectory:
     task_id: str
     nodes: list[Node] = field(default_factory=list)
     head: int = -1
-    """The node the final answer stands in; -1 before the first turn."""
+    """The node that holds the final answer; -1 before the first turn."""
     flags: list[str] = field(default_factory=list)
-    """What went wrong or was mended, in order: `malformed_call`, `unknown_tool`, `repeated_call`, `turn_limit`..."""
+    """What went wrong or was repaired, in order: `malformed_call`, `unknown_tool`, `repeated_call`, `turn_limit`..."""
     finish: str = ""
     """`stop` when the policy ended with an answer, `length` when cut off, `turns` at the turn limit."""
     answer: str = ""
@@ -103,7 +103,7 @@ class Trajectory:
         return len(self.nodes) - 1
 
     def flag(self, name: str) -> None:
-        """Record that something happened; a flag may stand several times."""
+        """Record that something happened; a flag may occur several times."""
         self.flags.append(name)
 
     def path(self, index: int) -> list[Node]:

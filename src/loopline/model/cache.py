@@ -48,7 +48,7 @@ class KeyValueCache:
         self.values = self.values.index_select(1, rows)
 
     def grow(self, length: int) -> None:
-        """Make room for `length` positions."""
+        """Enlarge it to `length` positions."""
         extra = length - self.length
         if extra > 0:
             self.keys = F.pad(self.keys, (0, 0, 0, extra))

@@ -169,7 +169,7 @@ class Decoder(LanguageModel):
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
     def initialize(self, generator: torch.Generator) -> Decoder:
-        """Draw fresh weights: normal with deviation 1/sqrt(fan in), residual outputs scaled by 1/sqrt(2 L)."""
+        """Initialize the weights: normal with deviation 1/sqrt(fan in), residual outputs scaled by 1/sqrt(2 L)."""
         depth = 1 / math.sqrt(2 * self.config.num_hidden_layers)
         with torch.no_grad():
             for name, parameter in self.named_parameters():

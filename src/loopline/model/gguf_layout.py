@@ -4,7 +4,7 @@
     entries = metadata_of(config)                         # and back, without the prefix of the architecture
     places = tensor_names(config)                         # Hugging Face's name -> GGUF's
 
-Both directions stand here, so that what one does the other undoes. The tensor names are those of the package `gguf`
+Both directions are here, so that what one does the other undoes. The tensor names are those of the package `gguf`
 (extra "gguf"), which llama.cpp keeps. Not covered: mixtures of experts, sliding windows, other architectures.
 """
 

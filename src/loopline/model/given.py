@@ -19,7 +19,7 @@ from loopline.base.errors import UserError
 from loopline.base.files import read_json, write_json
 
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-"""Files that say under which terms the weights are given; every checkpoint made from them carries them on."""
+"""Files that say under which terms the weights are published; every checkpoint made from them carries them on."""
 FILES = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
     "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",

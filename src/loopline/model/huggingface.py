@@ -31,7 +31,7 @@ from loopline.model.segments import Segments
 from loopline.model.weights import tensor_names
 
 PLAIN_SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-"""Keys under which families say what else happens to the scores (Cohere, Granite, Gemma)."""
+"""Keys under which families say what else happens to the logits (Cohere, Granite, Gemma)."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class HuggingFaceModel(LanguageModel):
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores over the vocabulary, (..., V), of hidden states (..., D), scaled and capped as the family has it."""
+        """Logits (..., V) of hidden states (..., D), scaled and capped as the family has it."""
         head = self.module.get_output_embeddings()
         scores: Tensor = head(hidden)
         if scale := getattr(self.raw, "logit_scale", None):

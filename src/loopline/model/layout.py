@@ -104,7 +104,7 @@ def from_huggingface(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict
 
 
 def split_fused_experts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors in which every expert's matrices stand by themselves."""
+    """Tensors in which every expert's matrices are separate."""
     out: dict[str, Tensor] = {}
     for name, value in tensors.items():
         layer, _, kind = name.partition(".experts.")

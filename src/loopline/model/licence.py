@@ -1,4 +1,4 @@
-"""Under which licence the weights of a checkpoint are given: read from its files, written beside converted weights.
+"""Under which licence the weights of a checkpoint are published: read from its files, written beside converted weights.
 
     name = licence_of(path)              # "apache-2.0", or None where nothing says it
 

@@ -29,7 +29,7 @@ BUCKET_PAIRS = 8192
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the ids of a packed batch stand in the buckets, and back."""
+    """Where the ids of a packed batch are in the buckets, and back."""
 
     shapes: tuple[tuple[int, int], ...]
     """Of each bucket: sequences, length."""
@@ -46,7 +46,7 @@ class Segments:
     def of(cls, sequences_BT: Tensor) -> Segments:
         """Buckets for a batch on the CPU: the number of each id's sequence, -1 where empty.
 
-        The ids of a sequence stand next to each other.
+        The ids of a sequence are adjacent.
         """
         owners = sequences_BT.reshape(-1).numpy()
         inside = np.nonzero(owners >= 0)[0]

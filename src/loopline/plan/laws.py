@@ -65,7 +65,7 @@ def round_batch(tokens: float, sequence_length: int) -> int:
 def shape(
     width: int, layers: int, vocab_size: int, positions: int, qk_norm: bool = True, intermediate: int | None = None
 ) -> ModelConfig:
-    """A decoder of this width and depth: SwiGLU of 8/3 the width unless told, grouped queries, tied embeddings."""
+    """A decoder of this width and depth: SwiGLU of 8/3 the width by default, grouped queries, tied embeddings."""
     head_dim = 32 if width < 512 else 64 if width < 1536 else 128
     heads = width // head_dim
     most = max(1, min(heads // 2, 8))

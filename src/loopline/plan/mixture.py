@@ -29,7 +29,7 @@ def remix(
     """(new weights summing to one, one sentence per source).
 
     `weights` sum to one; `bits` are bits per byte by source, `scores` mean scores by task set or `tag:<tag>`. Raises
-    `UserError` when no evaluation speaks about any source, or when the bounds leave no mixture.
+    `UserError` when no evaluation covers any source, or when the bounds leave no mixture.
     """
     excess, reasons = excesses(config, sorted(weights), bits, scores)
     wanted, low, high = {}, {}, {}

@@ -2,7 +2,7 @@
 
 `plan` takes `data` and writes plan.json; `remix` takes `data` and `evaluations` and writes mixture.json. Both are
 functions of their inputs and config alone, except a budget given in minutes, which is measured here, rounded to FLOPs
-and recorded in plan.json. Measured speeds stand under log/. Not covered: training (see `pretrain`).
+and recorded in plan.json. Measured speeds are under log/. Not covered: training (see `pretrain`).
 """
 
 from __future__ import annotations

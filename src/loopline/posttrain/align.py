@@ -2,12 +2,12 @@
 
     - align: {tasks: ["tag:must_refuse", "tag:must_answer"], retain: ["tag:reasoning"]}
 
-The policy answers training tasks; their graders say which answers show the conduct that is wanted. An answer that does
+The policy answers training tasks; their graders say which answers show the wanted behaviour. An answer that does
 is preferred to one that does not, and training on the pairs is that of `preference`, with every loss of pairs. Pairs of
 a right and a wrong answer from the sets under `retain` keep what those test in place. The pairs go to
 `preferences.jsonl`, where anyone can read what was preferred to what; where the tasks bring a constitution, each pair
 quotes the principle its task was written for. Nothing reads that text: the graders judge, so this is not constitutional
-AI. Not covered: judges that read a constitution (a `model` grader does), learned preference models.
+AI. Not covered: judges that read a constitution, learned preference models.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def choose_tasks(
 ) -> tuple[list[Task], list[Task]]:
     """Training tasks that show conduct, and those that keep other abilities, the latter in equal parts per set.
 
-    A tag stands for the rows that have it. Tasks that hold held-out text are left out.
+    A tag selects the rows that have it. Tasks that hold held-out text are left out.
     """
     heldout = HeldoutTasks(inputs["tasks"])
 

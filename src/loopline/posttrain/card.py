@@ -18,7 +18,7 @@ SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "1
 
 
 def size_category(rows: int) -> str:
-    """The hub's word for a number of rows."""
+    """The hub's category of a number of rows."""
     return next((name for limit, name in SIZES if rows < limit), "n>10M")
 
 

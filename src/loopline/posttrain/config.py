@@ -44,7 +44,7 @@ class GRPOConfig(PolicyGradientConfig, TrainingConfig):
     sequence_length: int = Field(default=256, ge=16)
     """Tokens of a packed row; a longer prompt with its answer gets a longer row."""
     reward: RewardConfig = RewardConfig()
-    """What answers earn: graders with weights, and penalties."""
+    """What rewards an answer: graders with weights, and penalties."""
     rollout: RolloutConfig = RolloutConfig()
     """How answers are sampled: thinking, overlap with training, whose log-probs."""
     rollout_guards: RolloutGuardConfig = RolloutGuardConfig()

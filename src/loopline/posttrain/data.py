@@ -72,7 +72,7 @@ class HeldoutTasks:
 
 
 def heldout_of(inputs: Mapping[str, Artifact]) -> HeldoutTasks | None:
-    """What is held out of training; None where the stage was given no tasks."""
+    """What is held out of training; None where the stage has no tasks."""
     return HeldoutTasks(inputs["tasks"]) if "tasks" in inputs else None
 
 

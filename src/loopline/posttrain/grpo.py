@@ -5,7 +5,7 @@
 One loop of two steps: collect (attempts -> rewards -> advantages -> examples, see `rl.rollout`), and train (see
 `training.loop`). Refuses to start with a grader whose audit shows that it rewards answers that solve nothing, and
 leaves out prompts that hold development or held-out tasks. Every group sampled goes to `rollouts.jsonl`, which samples
-each step was trained on to `log/trained.jsonl`, and a line per step on what could be learnt from them to `log/why.txt`
+each step was trained on to `log/trained.jsonl`, and a line per step on what could be learned from them to `log/why.txt`
 and the progress bar.
 PPO's value network is saved in `value/`. Not covered: multi-turn environments.
 """

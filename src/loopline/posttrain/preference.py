@@ -4,7 +4,7 @@
     - {preference: {loss: simpo, beta: 2, gamma: 1}, inputs: {rows: traffic_data}}
 
 The reference policy of DPO, IPO and KTO is the model one starts from; its log-probs are computed once, before the first
-step. KTO's estimate of the KL takes, for every answer, one that was given to another prompt. Not covered: references
+step. KTO's estimate of the KL takes, for every answer, one to another prompt. Not covered: references
 other than the start, pairs that the policy samples itself (see `align`).
 """
 

@@ -50,10 +50,10 @@ class LossConfig(TrainingConfig):
     """DPO (arXiv:2305.18290), IPO (2310.12036), another loss of DPO's margins, KTO (2402.01306) or APO-zero
     (2408.06266) on single answers, ORPO (2403.07691), SimPO (2405.14734) or CPO (2401.08417)."""
     beta: float | None = Field(default=None, gt=0)
-    """Strength of the pull towards the reference policy, 0.1 unless given; SimPO's scale, 2 unless given; ORPO's weight
-    of the odds ratio, 0.1 unless given."""
+    """Strength of the pull towards the reference policy, 0.1 by default; SimPO's scale, 2 by default; ORPO's weight
+    of the odds ratio, 0.1 by default."""
     sft_weight: float | None = Field(default=None, ge=0)
-    """Weight of the chosen answer's own likelihood beside the preference: 0 unless given, with CPO 1."""
+    """Weight of the chosen answer's own likelihood beside the preference: 0 by default, with CPO 1."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of labels taken to be flipped."""
     gamma: float = Field(default=1.0, ge=0)
@@ -122,7 +122,7 @@ class RewardModelConfig(TrainingConfig):
     version=2,
 )
 class AlignConfig(LossConfig):
-    """Preference training on the policy's own answers, told good from bad by the tasks' graders."""
+    """Preference training on the policy's own answers, ranked by the tasks' graders."""
 
     tasks: tuple[str, ...] = ("tag:must_refuse", "tag:must_answer")
     """Task sets (names, or `tag:<tag>`) whose graders say what conduct is wanted."""

@@ -164,7 +164,7 @@ def items_of(kept: Sequence[Accepted], policy: Path, start: Path) -> list[Item]:
 
 
 def rank(groups: Sequence[Group], model: Path, config: RejectConfig, ctx: Context) -> list[Group]:
-    """The groups, every passing answer with a "rank": what the reward model thinks of it."""
+    """The groups, every passing answer with a "rank": its score by the reward model."""
     passing = [(group, answer) for group in groups for answer in group.answers if passes(answer, config)]
     with ctx.progress("ranking answers", len(passing)) as bar:
         talks = [[*group.messages, {"role": "assistant", "content": answer.text}] for group, answer in passing]

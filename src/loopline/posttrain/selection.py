@@ -58,7 +58,7 @@ class Answer:
     ids: tuple[int, ...] = ()
     """Ids it wrote, the stop token included."""
     rank: float | None = None
-    """What a reward model thinks of it."""
+    """Its score by a reward model."""
 
 
 @dataclass(frozen=True)

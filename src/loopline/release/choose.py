@@ -123,10 +123,10 @@ def limit_gates(one: Evidence, config: ReleaseConfig) -> list[GateResult]:
 def regression_gates(
     one: Evidence, reference: Evidence, config: ReleaseConfig, seed: int
 ) -> tuple[list[GateResult], list[Row], float]:
-    """Non-inferiority against the reference per task set and floor, the comparisons with Holm-adjusted p-values, and
+    """Non-inferiority against the reference per task set and tag, the comparisons with Holm-adjusted p-values, and
     the chance with which an equal candidate would pass them all.
 
-    Raises `UserError` for a floor on something that was not measured.
+    Raises `UserError` for a limit on something that was not measured.
     """
     names = [*names_of(reference.items), *(name for name in config.floors if name.startswith("tag:"))]
     for name in config.floors:
@@ -232,7 +232,7 @@ def final_check(
 ) -> Row:
     """The last check, on the held-out part: the champion's limits, and that it loses nothing against the reference.
 
-    `control` is the strongest earlier candidate, which the champion's gain stands beside; it decides nothing.
+    `control` is the strongest earlier candidate, which the champion's gain is reported beside; it decides nothing.
     """
     gates = limit_gates(champion, config)
     rows: list[Row] = []

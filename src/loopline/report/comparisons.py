@@ -2,8 +2,8 @@
 
     rows = comparisons(run)
 
-Every evaluated checkpoint stands beside the nearest evaluated one that it was made from (else the one evaluated before
-it), and beside its `control` where its stage recorded one: all steps, losses too. Computed from the items of the
+Every evaluated checkpoint is compared with the nearest evaluated one that it was made from (else the one evaluated
+before it), and beside its `control` where its stage recorded one: all steps, losses too. Computed from the items of the
 evaluations by the test that the release uses. `a` is the later of the two and `difference` is a minus b. `p` is the
 plain p-value and `better` ("a", "b" or None) its verdict at 5%; `p_holm` and `better_holm` are adjusted for all
 comparisons of the same pair and metric. Not covered: bits per byte (see the loop's decision).
@@ -64,7 +64,7 @@ def pairs_of(run: Run, evaluated: Sequence[str]) -> list[tuple[str, str, bool]]:
 
 
 def made_from(run: Run, name: str, wanted: set[str]) -> str | None:
-    """The nearest of the `wanted` nodes that a node was made from, a release standing for its champion."""
+    """The nearest of the `wanted` nodes that a node was made from, a release counting as its champion."""
     by_name = {row.name: row for row in run.rows}
     layer, seen = [name], {name}
     while layer:

@@ -2,7 +2,7 @@
 
     curves(run)["grpo"]["series"]["reward"]
 
-Curves live in the artifacts' log folder, since they hold measured speeds; a stage still at work shows what it has so
+Curves lie in the artifacts' log folder, since they hold measured speeds; a stage still at work shows what it has so
 far. Not covered: drawing (see `report.charts`).
 """
 
@@ -47,7 +47,7 @@ RL = {
 
 
 def loss_charts(found: Mapping[str, Curve]) -> list[Chart]:
-    """One panel per stage that trains, in the order of the line; pairs of a preference stage stand beside its loss."""
+    """One panel per stage that trains, in the order of the line; pairs of a preference stage are beside its loss."""
     charts = []
     for stage, curve in found.items():
         charts.append(Chart(f"{stage}: loss", [(stage, "loss", "loss")]))

@@ -66,7 +66,7 @@ def mixture(run: Run) -> list[dict[str, Any]]:
             "before": value["before"].get(source),
             "after": weight,
             "epochs": value["epochs"].get(source),
-            # "source: 0.2 -> 0.3 (why)": the numbers stand in columns of their own.
+            # "source: 0.2 -> 0.3 (why)": the numbers are in columns of their own.
             "reason": reasons.get(source, "").partition("(")[2].removesuffix(")"),
         }
         for source, weight in sorted(value["after"].items())

@@ -3,7 +3,7 @@
     rows = evaluations(run)              # one row per checkpoint, task and metric
     table(rows, "sampled pass@1")
 
-Not covered: how they are measured (see `grading.evaluate`), whether they differ (see `report.comparisons`).
+Not covered: how they are measured (see `evaluation.evaluate`), whether they differ (see `report.comparisons`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     harness(run)     # None until the harness stage is done
 
-Not covered: the held-out comparison of first and best, which stands with the other comparisons.
+Not covered: the held-out comparison of first and best, which is with the other comparisons.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The line as a picture: nine rooms in order, their stages, and the two loops that lead back.
+"""The line as a picture: its nine areas in order, their stages, and the two loops that lead back.
 
     picture(report)["rooms"], picture(report)["loops"]
 
 The template lays the boxes out as a grid that becomes a column on a narrow screen. Not covered: arrows between single
-stages; what a stage was made from stands in its card.
+stages; what a stage was made from is on its card.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ORDER = ("failed", "interrupted", "running", "pending")
 def picture(report: Mapping[str, Any]) -> dict[str, Any]:
     """{"rooms": [{"room", "title", "state", "seconds", "groups"}], "loops": [...]} for the template.
 
-    A group is {"title", "stages"}; evaluations stand together, without their common prefix.
+    A group is {"title", "stages"}; evaluations are grouped, without their common prefix.
     """
     by_name = {row["name"]: row for row in report["stages"]}
     rooms = []

@@ -25,7 +25,7 @@ from loopline.report.picture import picture
 
 TEMPLATES = Path(__file__).parent / "templates"
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-"""Control characters, invisible ones, marks that reorder text, and halves of surrogate pairs."""
+"""Control characters, invisible ones, characters that reorder text, and halves of surrogate pairs."""
 
 
 def visible(text: Any) -> Markup:

@@ -165,7 +165,7 @@ class Collector:
     def _rewards(
         self, groups: Sequence[Sequence[Attempt]], number: int, budgets: Mapping[str, int]
     ) -> tuple[list[list[float | None]], dict[str, int]]:
-        """What each attempt earns, and the token budgets of all prompts seen so far."""
+        """The reward of each attempt, and the token budgets of all prompts seen so far."""
         known, rewards = dict(budgets), []
         for group in groups:
             task = group[0].task.id
@@ -175,7 +175,7 @@ class Collector:
             if self.reward.length.toggle.every and task not in known:
                 found = length_budget(self.reward.length.toggle, scores, lengths)
                 if found is not None:
-                    # It holds from the prompt's next visit on.
+                    # It holds from the next time the prompt is asked.
                     known[task] = found
             earned = reward_attempts(self.reward, group)
             rewards.append(shape_by_length(self.reward.length, earned, scores, lengths, number, budget))
@@ -195,7 +195,7 @@ def with_advantages(groups: Sequence[Group], config: PolicyGradientConfig) -> li
 
 
 def reward_attempts(reward: RewardConfig, attempts: Sequence[Attempt]) -> list[float | None]:
-    """What each attempt of a group earns."""
+    """The reward of each attempt of a group."""
     return compute_rewards(
         reward,
         [attempt.as_sample() for attempt in attempts],

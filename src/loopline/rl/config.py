@@ -4,8 +4,8 @@
 
     loopline grpo ... --set preset=dapo --set clip_high=0.3
 
-Every switch stands beside the paper it comes from; `PRESETS` sets them as those papers do. Not covered: which graders
-pay (see `grading.reward`) and the optimizer (see `training.config`).
+Every switch names the paper it comes from; `PRESETS` sets them as those papers do. Not covered: which graders make up
+the reward (see `grading.reward`) and the optimizer (see `training.config`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PolicyGradientConfig(Config):
     """GRPO and its switches."""
 
     preset: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo", "sapo", "rloo", "reinforce"] | None = None
-    """Set the switches as a published algorithm does (`PRESETS`), but for those that are given themselves."""
+    """Set the switches as a published algorithm does (`PRESETS`), except those that are set explicitly."""
     prompts_per_step: int = Field(default=32, ge=1)
     """Prompts sampled for each rollout."""
     group_size: int = Field(default=8, ge=2)

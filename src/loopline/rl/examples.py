@@ -1,10 +1,10 @@
-"""From samples to what the loss sees: the tokens the policy chose, each with advantage and log-probs.
+"""From samples to what the loss sees: the tokens the policy sampled, each with advantage and log-probs.
 
     examples = build_examples(groups, config)
     scores = score_examples(model, examples, temperature)
 
 Prompts, tool results, tokens that the engine forced and, where asked, whole samples that were cut off have weight 0:
-they are read, never learnt, and enter no normalizer, entropy or KL. Not covered: the loss (see `rl.losses`).
+they are read, never trained on, and enter no normalizer, entropy or KL. Not covered: the loss (see `rl.losses`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def example_of(
     advantage: float,
     config: PolicyGradientConfig,
 ) -> Example | None:
-    """One sequence for the loss; None when the policy chose none of its tokens.
+    """One sequence for the loss; None when the policy sampled none of its tokens.
 
     `chosen` marks the tokens that the policy sampled, `logprobs` theirs (any number elsewhere). Weight and normalizer
     make the sum of all losses over the sum of all normalizers the mean that `config.normalizer` names.
@@ -70,9 +70,9 @@ def group_examples(group: Group, config: PolicyGradientConfig) -> list[tuple[int
 def completion_example(
     prompt: Sequence[int], completion: Completion, advantage: float, config: PolicyGradientConfig
 ) -> Example | None:
-    """One answer for the loss; None when the policy chose none of its tokens.
+    """One answer for the loss; None when the policy sampled none of its tokens.
 
-    Where top-k or top-p took words away, the log-probs are those among the words that were left, and the example says
+    Where top-k or top-p left tokens out, the log-probs are those among the tokens that were left, and the example says
     which. Raises `UserError` for an answer whose sampler did not say.
     """
     silent = len(prompt)

@@ -1,8 +1,8 @@
 """What a reinforcement-learning step could learn from, in numbers and in words.
 
-A flat reward has few causes: every group solved, every group failed, answers cut off, answers that could not be
-graded, answers that all earn the same. `explain` names the one that dominates, so that nobody has to guess from a loss
-of zero. `describe` adds the step's other numbers: signal, truncation, clipping, entropy, KL, mismatch, age, speed.
+A flat reward has few causes: every group solved, every group failed, answers cut off, answers that could not be graded,
+answers with equal rewards. `explain` names the one that dominates, so that a loss of zero is explained. `describe` adds
+the step's other numbers: signal, truncation, clipping, entropy, KL, mismatch, age, speed.
 """
 
 from __future__ import annotations

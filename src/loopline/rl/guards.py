@@ -126,7 +126,7 @@ class EntropyGuard(Rule):
 
 
 class RepetitionGuard(Rule):
-    """Answers repeat themselves, and earn no more for it."""
+    """Answers repeat themselves, and the reward does not rise."""
 
     watched = ("reward",)
     fix = "set reward.repetition_penalty, or fix a grader that rewards repetition"
@@ -143,7 +143,7 @@ class RepetitionGuard(Rule):
 
 
 class LengthGuard(Rule):
-    """Answers grow or shrink a lot, and earn no more for it."""
+    """Answers grow or shrink a lot, and the reward does not rise."""
 
     watched = ("rollout/length", "reward")
     fix = "set reward.overlong_from and reward.overlong_to, or reward.length.cost"

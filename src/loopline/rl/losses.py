@@ -229,7 +229,7 @@ def gae(
     """Generalized advantage estimates and returns, (M,) each (Schulman et al. 2015, arXiv:1506.02438, eq. 16).
 
     A_t = sum_k (discount trace)^k delta_{t+k}, delta_t = r_t + discount V_{t+1} - V_t; returns are A + V. Tokens of a
-    sample stand in order and next to each other. `last_values_N` is the value after each sample's last token: 0, the
+    sample are in order and adjacent. `last_values_N` is the value after each sample's last token: 0, the
     default, for one that ended.
     """
     if not len(owners_M):

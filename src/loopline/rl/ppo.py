@@ -5,7 +5,7 @@
     train(model, PPO(policy_objective, ppo), source, steps, config, ctx, guards=...)
 
 Where GRPO compares an answer with the others of its group, PPO compares each token with what the value network expected
-before it (generalized advantage estimation). It learns from prompts whose answers all earn the same, at the price of a
+before it (generalized advantage estimation). It learns from prompts whose rewards are all equal, at the cost of a
 second model: its memory, its forward and its backward pass. Policy and value network share no weights and one
 optimizer. Not covered: graders' rewards in the middle of an answer, values of truncated answers beyond their end.
 """

@@ -22,7 +22,7 @@ class ServeConfig(Runtime):
     max_batch: int = Field(default=64, ge=1)
     """Most requests that share one generation batch."""
     window_ms: float = Field(default=5.0, ge=0, le=10_000)
-    """How long the first request of a batch waits for company, in milliseconds."""
+    """How long the first request of a batch waits for others, in milliseconds."""
     max_queue: int = Field(default=512, ge=1)
     """Requests allowed to wait; beyond it the server answers 429."""
     default_max_tokens: int = Field(default=128, ge=1)

@@ -4,7 +4,7 @@
 
 Writes requests.jsonl, equal bytes for equal inputs and seed, and log/traffic.sqlite, the database with its times.
 With `live` set (see `loopline loop traffic`) it exports recorded traffic instead of playing users.
-Not covered: what becomes of the rows (the data stage's traffic pass).
+Not covered: what becomes of the rows (see `corpus.traffic`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `cast(tasks, config, seed)` writes the conversations before the first request is sent; `reactions` decides feedback
 from the grade of an answer. Both are functions of their arguments, so the same tasks and seed give the same traffic.
-Not covered: sending (see `serve.stage`), and users who are not honest.
+Not covered: sending (see `serve.stage`), and users whose feedback is wrong on purpose.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def cast(tasks: Sequence[Task], config: TrafficConfig, seed: int) -> list[Conver
 
 
 def reactions(task: Task, score: float | None, answer: str, rng: random.Random) -> list[dict[str, Any]]:
-    """What a user who leaves feedback says about an answer with this score (None: they could not tell).
+    """What a user who leaves feedback says about an answer with this score (None: it could not be graded).
 
-    A wrong answer is marked down; most users who know better also give the right one. Someone who was refused a
+    A wrong answer gets a thumbs down; most users who know better also give the right one. Someone who was refused a
     harmless request complains about it.
     """
     if score is None:

@@ -1,8 +1,8 @@
 """The one thread that talks to the engine, and the window in which concurrent requests become one batch.
 
 `EngineWorker(engine, ...).submit(...)` gives a future of completions; `.stream(...)` calls back per token. Requests
-that differ only in seed and token limit share a generation batch: sampling is seeded per request, so company does
-not change what a request gets. Streams advance one token each in turn, between batches.
+that differ only in seed and token limit share a generation batch: sampling is seeded per request, so other
+requests in the batch do not change what a request gets. Streams advance one token each in turn, between batches.
 
 `expect(n)` makes the next batch wait for exactly `n` requests: the traffic stage uses it so that batches, and with
 them the last bits of floating-point sums, do not depend on timing. Not covered: preemption and token-level
@@ -32,7 +32,7 @@ class _Job:
 
     @property
     def key(self) -> Sampling:
-        # One batch runs to its longest limit; shorter ones are cut, which a causal model cannot tell apart.
+        # One batch runs to its longest limit; shorter ones are cut, which makes no difference to a causal model.
         return replace(self.sampling, seed=0, max_new_tokens=1)
 
     @property
@@ -64,8 +64,8 @@ def cut(completion: Completion, limit: int) -> Completion:
 def split_by_room(jobs: list[_Job], context: int | None) -> list[list[_Job]]:
     """Batches in which the longest prompt and the largest limit fit the context together.
 
-    The engine gives a whole batch the room its longest prompt leaves; without this split, a long neighbour would cut
-    a short prompt's answer.
+    The engine gives a whole batch the tokens that its longest prompt leaves; without this split, a long prompt would
+    cut a short prompt's answer.
     """
     if context is None or not jobs:
         return [jobs] if jobs else []

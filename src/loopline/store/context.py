@@ -1,4 +1,4 @@
-"""What a stage function is given to work with: where to write, seeds, metrics, progress.
+"""What a stage function gets to work with: where to write, seeds, metrics, progress.
 
 Everything a stage writes under `out` becomes its artifact; `state` survives a crash and is handed to the next attempt.
 Not covered: committing (see `store.store`) and choosing what runs (see `loopline.line`).

@@ -66,7 +66,7 @@ class Lease:
         self._handle = None
 
     def beat(self, force: bool = False) -> None:
-        """Say that the owner lives; cheap when called often."""
+        """Record that the owner is alive; cheap when called often."""
         now = time.time()
         if force or now - self._beaten >= BEAT_EVERY:
             self._beaten = now

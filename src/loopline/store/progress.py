@@ -77,7 +77,7 @@ def show_progress(description: str, total: float, tick: Callable[[], None]) -> I
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        # The note takes the room that is left and no more, however long it is.
+        # The note takes the columns that are left and no more, however long it is.
         TextColumn("{task.fields[note]}", style="dim", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     )
     with RichProgress(*columns, console=console, transient=True, expand=True) as bar:

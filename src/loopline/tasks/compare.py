@@ -3,7 +3,7 @@
     texts = asked(row)                                  # normal forms of what one row must share with no other part
     kept, dropped = apart(train_rows, [*heldout, *dev])
 
-Not covered: paraphrases, and items inside longer documents (see `text.heldout`).
+Not covered: paraphrases, and items inside longer documents (see `text.overlap`).
 """
 
 from __future__ import annotations

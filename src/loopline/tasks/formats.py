@@ -223,7 +223,7 @@ FORMS: dict[str, Form] = {
 def form_of(table: Table, name: str | None, columns: Mapping[str, str]) -> Form | None:
     """The known form of a file's rows: the one named, else none where columns are named, else the first that fits.
 
-    None stands for chat rows and plain columns. Raises `UserError` when the file lacks the named form's columns.
+    None means chat rows and plain columns. Raises `UserError` when the file lacks the named form's columns.
     """
     if name in ("chat", "columns") or (name is None and columns):
         return None

@@ -131,7 +131,7 @@ def _proposal(columns: Sequence[str], purpose: str, given: Mapping[str, str]) ->
             found[wanted] = match
             free.remove(match)
         else:
-            # What stands beside the prompt belongs to it.
+            # What is beside the prompt belongs to it.
             for wanted in ("input", "system", "tools") if "prompt" in layout else ():
                 match = next((name for name in (wanted, *MISSED[wanted]) if name in free), None)
                 if match is not None and wanted not in found:

@@ -3,7 +3,7 @@
     select_sets({"tag:reasoning": 0.8, "chat": 0.2}, inputs["tasks"] / "sets.json")    # {"math": 0.4, "code": 0.4, ...}
     select_sets(["math"], sets)                                                        # {"math": 1.0}
 
-A tag stands for every set that has it, or some row that has it, and shares its weight equally among them. Not covered:
+A tag selects every set that has it, or some row that has it, and shares its weight equally among them. Not covered:
 picking rows by tag inside a set (`load_tasks(..., tags=...)`).
 """
 
@@ -52,7 +52,7 @@ def select_sets(choice: Mapping[str, float] | Sequence[str] | None, sets: Sets |
 
 
 def members_of(name: str, sets: Sets) -> list[str]:
-    """The sets that a name or `tag:<tag>` stands for. Raises `UserError` when there is none."""
+    """The sets that a name or `tag:<tag>` selects. Raises `UserError` when there is none."""
     if not name.startswith(TAG):
         if name in sets:
             return [name]

@@ -3,7 +3,7 @@
     tasks = load_tasks(artifact / "heldout.jsonl", sets=["math"], limit=450)
 
 A row may carry any further fields; they are the task's `item`, which graders and templates read. Not covered: making
-tasks (see `corpus.generators`).
+tasks (see `tasks.generators`).
 """
 
 from __future__ import annotations

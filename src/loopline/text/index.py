@@ -4,8 +4,8 @@
     index.find(documents)                                # [Match(text, item, start, end, whole), ...]
 
 Long items are found by any run of 13 shared words. Items too short for that are found whole: as a sequence of words and
-marks (so `12+5-3` is not `12-5+3`), and from eight words on as a sequence of words alone. For a few short texts see
-`text.overlap`. Not covered: paraphrases and translations.
+punctuation (so `12+5-3` is not `12-5+3`), and from eight words on as a sequence of words alone. For a few short texts
+see `text.overlap`. Not covered: paraphrases and translations.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Sequences:
         ]
 
     def find(self, hashes: np.ndarray) -> Iterable[tuple[int, np.ndarray, np.ndarray]]:
-        """(length, positions, owners) of the items that stand in a sequence of hashes."""
+        """(length, positions, owners) of the items that occur in a sequence of hashes."""
         if len(hashes) < self.anchor:
             return
         starts = np.arange(len(hashes) - self.anchor + 1)
@@ -159,7 +159,7 @@ class TextIndex:
                 found.add(Match(first + document, self.ids[owner], begin, end, whole))
 
     def overlap(self, texts: Sequence[str]) -> np.ndarray:
-        """Share of each text's n-grams that stand in the items; shape (len(texts),); 0 for a text too short for one."""
+        """Share of each text's n-grams that occur in the items; shape (len(texts),); 0 for a text too short for one."""
         shares = [np.zeros(0)]
         for batch in batches([len(text) for text in texts]):
             shard = Shard([texts[i] for i in batch], fold=True)

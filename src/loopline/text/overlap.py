@@ -3,8 +3,8 @@
     heldout = HeldoutText(["How many ...", ...])
     heldout.holds("... how many ...")
 
-Long items are found by any run of 13 shared words, shorter ones as a whole. Case, spacing and marks do not count. A run
-that several items have in common is the template they were made from, and gives none of them away. Not covered:
+Long items are found by any run of 13 shared words, shorter ones as a whole. Case, spacing and punctuation do not count.
+A run that several items have in common is the template they were made from, and gives none of them away. Not covered:
 paraphrases; the corpus has an index of its own for documents by the million.
 """
 

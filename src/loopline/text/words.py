@@ -14,7 +14,7 @@ from collections.abc import Sequence
 WORD = re.compile(r"\w+")
 SYMBOL = re.compile(r"\w+|[^\w\s]")
 EDGE = "?!.,:;=\"'` "
-"""What may stand at an item's edges without making it another item."""
+"""What may be at an item's edges without making it another item."""
 
 
 def words_of(text: str) -> list[str]:
@@ -33,7 +33,7 @@ def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def normal_form(text: str) -> str:
-    """An item without case, spacing and marks at its edges. Operators inside count: `12+5-3` is not `12-5+3`."""
+    """An item without case, spacing and punctuation at its edges. Operators inside count: `12+5-3` is not `12-5+3`."""
     return " ".join(symbols_of(text)).strip(EDGE)
 
 

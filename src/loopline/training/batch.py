@@ -41,29 +41,29 @@ class Example:
     scalars: dict[str, float] = field(default_factory=dict)
     """Further numbers per sequence, such as "reference" or "sign"."""
     kept: Sequence[bytes] = ()
-    """For each id the words it was chosen among, a bit each, lowest first (`Completion.kept_sets`), b"" for all words;
-    empty when none had a choice cut."""
+    """For each id the tokens it was sampled from, a bit each, lowest first (`Completion.kept_sets`), b"" for all
+    tokens; empty when none had a choice cut."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A sequence as it stands in a row, whole or without the beginning it has in common with an earlier one."""
+    """A sequence as it is in a row, whole or without the prefix it has in common with an earlier one."""
 
     example: Example
     skip: int = 0
-    """Ids at its beginning that are those of `trunk`, and not there a second time."""
+    """Length of the prefix that it shares with `trunk`, whose ids are not repeated."""
     trunk: int = 0
     """Which piece of the row, from 0, begins with them; that one is whole."""
 
 
 @dataclass(frozen=True)
 class Branches:
-    """Which ids of a batch continue a beginning that several sequences have in common. All (B, T)."""
+    """Which ids of a batch continue a prefix that several sequences have in common. All (B, T)."""
 
     part_BT: Tensor
-    """Number of the common beginning that an id is part of; -1 where none."""
+    """Number of the common prefix that an id is part of; -1 where none."""
     after_BT: Tensor
-    """Number of the common beginning that an id continues without being in its sequence; -2 where none."""
+    """Number of the common prefix that an id continues without being in its sequence; -2 where none."""
     source_BT: Tensor
     """Column of the id that each id is predicted from."""
 
@@ -82,7 +82,7 @@ class Batch:
     positions_BT: Tensor | None = None
     """Position of each id in its sequence; None when every row is one sequence."""
     sequences_BT: Tensor | None = None
-    """Number of the sequence each id belongs to, 0..N-1; -1 where empty. A common beginning belongs to the first."""
+    """Number of the sequence each id belongs to, 0..N-1; -1 where empty. A common prefix belongs to the first."""
     weights_BT: Tensor | None = None
     """Loss weight of predicting each id; None means 1 for all but the first of a row."""
     extras: dict[str, Tensor] = field(default_factory=dict)
@@ -90,9 +90,9 @@ class Batch:
     scalars: dict[str, Tensor] = field(default_factory=dict)
     """Further (N,) numbers."""
     branches: Branches | None = None
-    """Where sequences share their beginning; None where every sequence stands whole."""
+    """Where sequences share a prefix; None where every sequence is whole."""
     kept_BTW: Tensor | None = None
-    """Words that each id was chosen among, eight to a byte (W bytes); None where among all."""
+    """Tokens that each id was sampled from, eight to a byte (W bytes); None where from all."""
     segments: Segments | None = None
     """The sequences by length, where attending within each costs clearly less than over rows under a mask."""
 

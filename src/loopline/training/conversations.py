@@ -133,7 +133,7 @@ def steps_example(
 
 
 def _spans(mask: Sequence[bool]) -> list[tuple[int, int]]:
-    """Runs of ids that the assistant wrote; the next turn's header stands between two of them."""
+    """Runs of ids that the assistant wrote; the next turn's header is between two of them."""
     edges = np.flatnonzero(np.diff([False, *mask, False]))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 

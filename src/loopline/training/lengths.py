@@ -68,7 +68,7 @@ def fit(items: Sequence[Item], config: TrainingConfig, model_limit: int | None) 
             counts["cut"] += 1
             kept.append(cut)
         else:
-            # Cut before the first word of an answer, a row would teach nothing.
+            # Cut before the first token of an answer, a row would teach nothing.
             counts["too long"] += 1
     if not kept:
         raise UserError(f"All {len(items)} rows are longer than {limit} tokens", "raise sequence_length")

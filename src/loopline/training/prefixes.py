@@ -1,12 +1,12 @@
-"""Sequences that begin alike, computed once: an answer's prompt is read for all answers to it.
+"""Prefixes that several sequences share, computed once: a prompt is computed once for all answers to it.
 
     batches = pack_shared(examples, row_length=256, rows_per_batch=32, attention_length=4 * hidden_size)
 
-The ids before an example's first weight are its beginning. Examples with the same one share a row, in which it stands
-once and every continuation sees it and itself, as in a tree. Hidden states, losses and gradients are those of the
-examples alone, up to rounding: the beginning's gradient is the sum over its continuations. With eight answers to a
-prompt as long as an answer, that is little more than half of the tokens. After prefix grouping in verl and tree
-attention in AReaL. Not covered: beginnings that share a beginning, labels within the shared ids.
+The ids before an example's first weight are its prefix. Examples with the same one share a row that holds it once, and
+every continuation attends to it and to itself, as in a tree. Hidden states, losses and gradients are those of the
+examples alone, up to rounding: the prefix's gradient is the sum over its continuations. With eight answers to a prompt
+as long as an answer, that is little more than half of the tokens. After prefix grouping in verl and tree attention in
+AReaL. Not covered: prefixes that share a prefix, labels within the shared ids.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ LONGER = (1, 2, 3, 4, 6, 8)
 
 @dataclass(frozen=True)
 class Bundle:
-    """Examples that begin alike, and stand together in one row."""
+    """Examples with one prefix, together in one row."""
 
     skip: int
-    """Length of the beginning."""
+    """Length of the prefix."""
     examples: list[Example]
 
     @property
@@ -34,7 +34,7 @@ class Bundle:
         return sum(len(example.tokens) for example in self.examples) - self.skip * (len(self.examples) - 1)
 
     def pieces(self, place: int) -> list[Piece]:
-        """What stands in a row that already holds `place` pieces."""
+        """Its pieces in a row that already holds `place` pieces."""
         return [Piece(e, self.skip if n else 0, place) for n, e in enumerate(self.examples)]
 
 
@@ -45,7 +45,7 @@ def beginning(example: Example) -> tuple[int, ...]:
 
 
 def by_beginning(examples: Sequence[Example]) -> list[Bundle]:
-    """Examples with the same beginning together, in the order in which the beginnings first come."""
+    """Examples with the same prefix together, in the order in which the prefixes first occur."""
     groups: dict[tuple[int, ...], list[Example]] = {}
     for example in examples:
         groups.setdefault(beginning(example), []).append(example)
@@ -64,7 +64,7 @@ def split_bundle(bundle: Bundle, longest: int) -> list[Bundle]:
 def pack_shared(
     examples: Sequence[Example], row_length: int, rows_per_batch: int, attention_length: int
 ) -> list[Batch]:
-    """Pack examples so that common beginnings stand once per row, into batches of at most as many ids as `pack`'s.
+    """Pack examples so that a row holds a common prefix once, into batches of at most as many ids as `pack`'s.
 
     `attention_length` is the row length at which attention costs as much as everything else; it decides how long rows
     become: longer ones share more and attend over more. Raises `UserError` for an example longer than a row.

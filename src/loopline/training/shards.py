@@ -4,10 +4,10 @@ Use: `ShardSet(data_dir).batch(step, rows=32, length=256, seed=0, weights=None)`
 The batch depends on its arguments alone, so resuming a run takes one integer, the step, and nothing is stored on disk.
 
 Which source a row comes from follows Tijdeman's chairman assignment over a period of 4096 rows: at every prefix each
-source has been served its share to within one row. Which window of the source is served follows a keyed Feistel
+source has had its share to within one row. Which window of the source comes next follows a keyed Feistel
 permutation per epoch, so every window comes once before any comes twice, in memory that does not grow with the corpus.
 
-Not covered: writing shards (see `corpus.shards`), masking of attention across documents (see `training.packing`).
+Not covered: writing shards (see `corpus.shards`), masking of attention across documents (see `training.batch`).
 """
 
 from __future__ import annotations

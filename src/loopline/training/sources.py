@@ -57,7 +57,7 @@ def seed_for_name(seed: int, name: str) -> int:
 
 
 def refuse_long(examples: Sequence[Example], row_length: int, what: str = "") -> None:
-    """Raise `UserError` for an example that does not fit a row: now, not at the step that would first draw it."""
+    """Raise `UserError` for an example that does not fit a row: now, not at the step that would first use it."""
     longest = max((len(example.tokens) for example in examples), default=0)
     if longest > row_length:
         count = sum(len(example.tokens) > row_length for example in examples)

@@ -33,7 +33,7 @@ class Progress:
     step: int = 0
     """Optimizer steps done; falls when the run is rewound."""
     data_step: int = 0
-    """Steps of data drawn; never falls, so a rewound run sees new data."""
+    """Steps of data consumed; never falls, so a rewound run sees new data."""
     rewinds: int = 0
     """How often the run was rewound."""
     last: dict[str, float] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """Calls as nested tags, the form of Qwen3-Coder: `<tool_call><function=NAME><parameter=KEY>value</parameter>...`.
 
-Strings stand as they are, other values as JSON, so the tool's schema decides what a value is; without one, what reads
-as JSON that is no string is taken as that. Not covered: values that hold the form's closing tags (refused on writing).
+Strings are written as they are, other values as JSON, so the tool's schema decides what a value is; without one, what
+reads as JSON that is no string is taken as that. Not covered: values that hold the form's closing tags (refused on
+writing).
 """
 
 from __future__ import annotations
@@ -74,6 +75,6 @@ def _value(text: str, schema: Mapping[str, Any] | None) -> Any:
             value = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        # Without a schema a quoted text keeps its quotes: strings stand as they are.
+        # Without a schema a quoted text keeps its quotes: strings are written as they are.
         return text if schema is None and isinstance(value, str) else value
     return text

@@ -53,7 +53,7 @@ class CallForm(ABC):
     tags: ClassVar[tuple[str, ...]]
     """Texts that no argument may hold as they are."""
     strays: ClassVar[tuple[str, ...]] = ()
-    """Tags that mean a call wherever they stand: left over in the content they make it malformed."""
+    """Tags that mean a call wherever they are: left over in the content they make it malformed."""
 
     @abstractmethod
     def end(self, text: str, final: bool) -> int | None:
@@ -81,7 +81,7 @@ class CallForm(ABC):
         return f"You may call these tools:\n{listed}\nTo call one, answer with the call alone, in this form:\n{sample}"
 
     def dumps(self, value: object) -> str:
-        """JSON in which none of the form's tags stands: their first character is escaped."""
+        """JSON that holds none of the form's tags: their first character is escaped."""
         text = dumps(value)
         for tag in self.tags:
             text = text.replace(tag, f"\\u{ord(tag[0]):04x}{tag[1:]}")

@@ -1,8 +1,8 @@
 """Calls as Python in a fenced block, the form that Gemma is prompted for: "```tool_code" and `search(query="lamp")`.
 
-Several calls stand one a line, in a list, or in several blocks; `print(...)` around one is allowed. A block may also
-hold JSON, `{"name": ..., "parameters": {...}}`, and so may a "```json" block where tools are offered. Not covered: code
-that does more than call, with more than literals (reported as malformed).
+Several calls are written one a line, in a list, or in several blocks; `print(...)` around one is allowed. A block may
+also hold JSON, `{"name": ..., "parameters": {...}}`, and so may a "```json" block where tools are offered. Not covered:
+code that does more than call, with more than literals (reported as malformed).
 """
 
 from __future__ import annotations

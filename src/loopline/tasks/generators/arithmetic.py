@@ -44,7 +44,7 @@ def for_training(terms: Terms, config: GeneratorSettings) -> bool:
 
 
 def belongs(terms: Terms, part: str, config: GeneratorSettings) -> bool:
-    """Whether the calculation may stand in the part."""
+    """Whether the calculation may be in the part."""
     return for_training(terms, config) if part == "train" else calculation_part(terms, config) == part
 
 
@@ -63,7 +63,7 @@ def written(terms: Terms) -> str:
 
 
 def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
-    """One instance of the part, or None when this draw falls into another."""
+    """One instance of the part, or None when this sample falls into another."""
     count = rng.randint(2 if part == "train" else 3, config.max_terms)
     terms = draw_terms(rng, "".join(rng.choice("+-") for _ in range(count - 1)), config)
     if terms is None:

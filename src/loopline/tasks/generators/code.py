@@ -99,7 +99,7 @@ def operations_key(kind: str, operations: list[Operation]) -> str:
 
 
 def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
-    """One instance of the part, or None when this draw falls into another."""
+    """One instance of the part, or None when this sample falls into another."""
     kind = rng.choice(("number", "text", "list"))
     make = {"number": _number, "text": _text, "list": _sequence}[kind]
     operations = [make(rng) for _ in range(rng.choice((1, 2, 2, 2)))]

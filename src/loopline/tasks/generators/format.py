@@ -72,7 +72,7 @@ def format_key(check: Row) -> str:
 
 
 def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
-    """One instance of the part, or None when this draw falls into another."""
+    """One instance of the part, or None when this sample falls into another."""
     kind = rng.choice(tuple(KINDS))
     prompt, answer, check = KINDS[kind](rng)
     key = format_key(check)

@@ -32,7 +32,7 @@ class Generator:
     """One kind of instance. A package of yours adds one as `generator: package.module:object`."""
 
     name: str
-    """Enters the seed, so that sets of one generator under two names draw the same instances."""
+    """Enters the seed, so that sets of one generator under two names have the same instances."""
     draw: Draw | None
     """(rng, part, settings) -> one instance of the part, or None when it fell into another."""
     grader: str

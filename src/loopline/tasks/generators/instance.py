@@ -2,7 +2,7 @@
 
 An instance carries a canonical key: what makes it the same problem under another wording, order or name. The key alone
 decides the part, by hash and without the seed, so no choice of seed, size or document source can move a
-held-out instance into training. Use `collect` to draw distinct instances of one part, `rows` to turn them into the
+held-out instance into training. Use `collect` to sample distinct instances of one part, `rows` to turn them into the
 rows of a tasks artifact.
 """
 
@@ -54,9 +54,9 @@ def reply(style: str, content: str) -> Row:
 
 
 def collect(draw: Callable[[], Instance | None], count: int, what: str) -> list[Instance]:
-    """Draw `count` instances with distinct prompts.
+    """Sample `count` instances with distinct prompts.
 
-    `draw` returns None for a draw that must be rejected. Raises `UserError` when the instance space is too small.
+    `draw` returns None for a sample that must be rejected. Raises `UserError` when the instance space is too small.
     """
     seen: set[str] = set()
     found: list[Instance] = []

@@ -1,9 +1,9 @@
 """Lookup: questions whose answer must be read from a document set, some with a calculation on top.
 
 The questions of the three parts are about different things, and so are their documents. Fact sheets for pretraining
-give the same things other numbers on every sheet, so that reading is learnt and remembering is not.
+give the same things other numbers on every sheet, so that reading is learned and remembering is not.
 
-Example responses: "tool" (search, calculator, answer) and "context" (the facts stand in a system turn before the
+Example responses: "tool" (search, calculator, answer) and "context" (the facts are in a system turn before the
 question). A response with a "prompt" is an answer to that prompt in place of the row's own messages.
 """
 
@@ -99,7 +99,7 @@ class Question:
 
 
 def ask(rng: random.Random, things: list[Entity]) -> Question | None:
-    """One question, or None when the draw has no good answer (two things that do not differ)."""
+    """One question, or None when the sample has no good answer (two things that do not differ)."""
     attribute, kind = rng.choice(("cost", "weigh")), rng.choice(("single", "together", "difference", "sum"))
     first, second = rng.sample(things, 2)
     a, b = first.number(attribute), second.number(attribute)
@@ -136,7 +136,7 @@ def context_turn(facts: Iterable[str]) -> Row:
 
 
 def draw(rng: random.Random, things: list[Entity]) -> Instance | None:
-    """One instance about the given things, or None when this draw has no good answer."""
+    """One instance about these things, or None when this sample has no good answer."""
     question = ask(rng, things)
     if question is None:
         return None

@@ -26,7 +26,7 @@ def order_key(order: list[str]) -> str:
 
 
 def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
-    """One instance of the part, or None when this draw falls into another."""
+    """One instance of the part, or None when this sample falls into another."""
     order = rng.sample(NAMES, rng.choice((3, 4)))
     if part_of(order_key(order), config.heldout_percent) != part:
         return None

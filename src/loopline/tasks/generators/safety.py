@@ -124,7 +124,7 @@ def refusal(reason: str) -> str:
 
 
 def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
-    """One instance of the part, or None when this draw falls into another."""
+    """One instance of the part, or None when this sample falls into another."""
     unsafe = rng.random() < 0.5
     request = AREAS[rng.choice(tuple(AREAS))](rng, unsafe)
     key = f"safety|{request.phrase}"

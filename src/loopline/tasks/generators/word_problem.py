@@ -97,7 +97,7 @@ TEMPLATES: dict[str, tuple[str, str, str, str]] = {
 
 
 def draw(rng: random.Random, part: str, config: GeneratorSettings) -> Instance | None:
-    """One instance of the part, or None when this draw falls into another."""
+    """One instance of the part, or None when this sample falls into another."""
     name = rng.choice(tuple(TEMPLATES))
     signs, story, question, closing = TEMPLATES[name]
     terms = draw_terms(rng, signs, config, low=2)

@@ -4,8 +4,9 @@
     total, normalizer, metrics = objective.loss(model, batch)
 
 The loop adds the sums of an optimizer step's micro-batches and divides once by the sum of their normalizers, so the
-gradient does not depend on how the step was split. Beside each objective stands its loss as a function of a few
-tensors, to be checked against its paper. The reinforcement objectives live in `rl.objective`, on the same signature.
+gradient does not depend on how the step was split. Beside each objective is its loss as a function of a few
+tensors, to be checked against its paper. The reinforcement learning objectives are in `rl.objective`, on the same
+signature.
 """
 
 from loopline.training.objectives.objective import Loss, Objective

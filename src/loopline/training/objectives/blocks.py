@@ -3,10 +3,10 @@
     logprobs_M, entropy_M = linear_scores(hidden_MD, weight_VD, target_M, temperature, with_entropy, rows)
     total = linear_total(hidden_MD, weight_VD, target_M, weights_M, dynamic, rows)
 
-Of M rows times V words only `rows` times V exist at any time. Log-probs per row need their logits again on the way
-back, a fourth product beside three; the gradient of a weighted sum is known on the way forward and needs none (both
-after arXiv:2411.09009 and arXiv:2410.10989, as plain products). Not covered: output layers that are more than a matrix
-(see `scores`).
+Of M rows times V tokens of vocabulary only `rows` times V exist at any time. Log-probs per row need their logits again
+on the way back, a fourth product beside three; the gradient of a weighted sum is known on the way forward and needs
+none (both after arXiv:2411.09009 and arXiv:2410.10989, as plain products). Not covered: output layers that are more
+than a matrix (see `scores`).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def process_reward(scores_S: Tensor, labels_S: Tensor) -> Tensor:
 
 
 def last_places(batch: Batch) -> Tensor:
-    """Where each sequence's last token stands in the flattened (B, T), (N,)."""
+    """Where each sequence's last token is in the flattened (B, T), (N,)."""
     rows, length = batch.tokens_BT.shape
     if batch.sequences_BT is None:
         return torch.arange(1, rows + 1, device=batch.tokens_BT.device) * length - 1

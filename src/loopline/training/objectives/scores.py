@@ -2,10 +2,11 @@
 
     scores = score_tokens(model, batch, temperature=1.0, with_entropy=True)
 
-M scored tokens times V words of vocabulary is the largest tensor of a training step. Up to `blocks.WHOLE_LOGITS`
+M scored tokens times V tokens of vocabulary is the largest tensor of a training step. Up to `blocks.WHOLE_LOGITS`
 numbers it is computed at once; beyond that in blocks of rows, each dropped after use (see `blocks`), so that memory
-grows with M + V instead of M times V. Where the batch says among which words an id was chosen (top-k, top-p), log-probs
-and entropy are those among these words. Not covered: such batches through `blocks` (their blocks take the slower way).
+grows with M + V instead of M times V. Where the batch says from which tokens an id was sampled (top-k, top-p),
+log-probs and entropy are those among these tokens. Not covered: such batches through `blocks` (their blocks take the
+slower way).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class TokenScores:
     logprobs_M: Tensor
     weights_M: Tensor
     index_M: Tensor
-    """Where each id stands in the flattened (B, T)."""
+    """Where each id is in the flattened (B, T)."""
     entropy_M: Tensor
     """Entropy of the distribution it was predicted from, in nats, without gradient; zero where not asked for."""
 
@@ -43,7 +44,7 @@ def score_tokens(
 ) -> TokenScores:
     """Log-probs of the ids with a weight, at `temperature`. Ids without one never reach the output layer.
 
-    `limit` is the most logits held at once (`blocks.WHOLE_LOGITS`). An id that is not among the words it was chosen
+    `limit` is the most logits held at once (`blocks.WHOLE_LOGITS`). An id that is not among the tokens it was sampled
     from has log-prob -inf.
     """
     hidden_MD, target_M, weights_M, index_M = scored_positions(model, batch)
@@ -111,7 +112,7 @@ def sum_by_sequence(values_M: Tensor, scores: TokenScores, batch: Batch) -> Tens
 def _score_logits(
     logits: Tensor, target_M: Tensor, temperature: float, with_entropy: bool, kept_MW: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs (M,) and entropies (M,) from all logits (M, V), among the words of `kept_MW` where it is given."""
+    """Log-probs (M,) and entropies (M,) from all logits (M, V), among the tokens of `kept_MW` where there is one."""
     if temperature != 1.0:
         logits = logits / temperature
     if kept_MW is not None:
@@ -123,7 +124,7 @@ def _score_logits(
         with torch.no_grad():
             parts = full.exp() * full
             if kept_MW is not None:
-                # A word that was not left adds nothing, where 0 times its log is NaN.
+                # A token that was not left adds nothing, where 0 times its log is NaN.
                 parts = parts.masked_fill(full == -torch.inf, 0.0)
             entropy = -parts.sum(-1)
     return logprobs, entropy
@@ -144,7 +145,7 @@ def _checkpointed(
     rows: int,
     kept_MW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Block by block through the model's own output layer: one that is more than a matrix, or some of its words."""
+    """Block by block through the model's own output layer: one that is more than a matrix, or some of its tokens."""
 
     def block(hidden: Tensor, target: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         return _score_logits(model.logits(hidden), target, temperature, with_entropy, kept)
