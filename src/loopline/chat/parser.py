@@ -41,7 +41,7 @@ class OutputParser:
         self._state: State = "start"
         self._buffer = ""
         self._breaks = ""
-        """Line breaks held back: they belong to nothing when a call or the end of a thought follows."""
+        """Line breaks held back: they belong to nothing when a call or the end of thinking follows."""
         self._quiet = True
         """Whether line breaks are dropped: before anything else of a part."""
         self._thought = False
@@ -86,7 +86,7 @@ class OutputParser:
         return self._text(events, final)
 
     def _begin(self, final: bool) -> bool:
-        """Before anything but white space: a thought may open here."""
+        """Before anything but white space: thinking may open here."""
         text = self._buffer.lstrip()
         if text.startswith(THINK):
             self._buffer, self._state, self._thought = text[len(THINK) :], "reasoning", True
@@ -107,7 +107,7 @@ class OutputParser:
     def _text(self, events: list[Event], final: bool) -> bool:
         """Reasoning or content, up to the next tag or the next section."""
         if self._quiet and self._state == "content":
-            # The content after a thought begins at its first character that is no line break.
+            # The content after a thinking block begins at its first character that is no line break.
             text = self._buffer.lstrip()
             waits = not text or any(opening.startswith(text) and text != opening for opening in self.first)
             if waits and not final:

@@ -3,15 +3,14 @@
     template = ChatTemplate(source, {"bos_token": "<s>"}, controls=("<|im_start|>", "<|im_end|>"), stops=["<|im_end|>"])
     text, spans = template.spans(messages)
 
-Templates run in Jinja's sandbox with the helpers that their authors count on. A template that marks the assistant's
-text with `{% generation %}` is believed. For any other the spans are derived, and every step is checked against the
+Templates run in Jinja's sandbox with the helpers that their authors count on. A template that wraps the assistant's
+text with `{% generation %}` is trusted. For any other the spans are derived, and every step is checked against the
 whole rendering: a turn starts where the rendering of what came before it, asked for a generation prompt, ends (or,
 where the template rewrites history, after the generation prompt found between the neighbouring messages), and it ends
 with the first stop token after its text. Where messages are is found by wrapping their texts in characters of no
-meaning, which must change nothing else. What cannot be proved is refused. Control tokens written out in a message stay
-text: a `GUARD` inside keeps the tokenizer from seeing them. `strftime_now` gives one fixed day, or a run could not be
-repeated.
-Not covered: templates that run code outside the sandbox, documents for retrieval.
+meaning, which must change nothing else. What cannot be verified is refused. Control tokens written out in a message
+stay text: a `GUARD` inside keeps the tokenizer from seeing them. `strftime_now` gives one fixed day, or a run could not
+be repeated. Not covered: templates that run code outside the sandbox, documents for retrieval.
 """
 
 from __future__ import annotations
@@ -231,7 +230,7 @@ class ChatTemplate:
     def _places(
         self, messages: list[dict[str, Any]], whole: str, name: str, settings: Mapping[str, Any]
     ) -> dict[int, Places]:
-        """Where messages' texts are in `whole`: all at once, or, if the marks changed anything, those that can."""
+        """Where messages' texts are in `whole`: all at once, or, if the markers changed anything, those that can."""
         numbers = [number for number in range(len(messages)) if _mark(messages[number], number) is not None]
         found = self._place_some(messages, numbers, whole, settings)
         if found is None:
@@ -242,7 +241,7 @@ class ChatTemplate:
     def _place_some(
         self, messages: list[dict[str, Any]], numbers: Sequence[int], whole: str, settings: Mapping[str, Any]
     ) -> dict[int, Places] | None:
-        """Where the texts of `numbers` are; None when the marks around them change anything else of the rendering."""
+        """Where the texts of `numbers` are; None when the markers around them change anything else of the rendering."""
         chosen = set(numbers)
         marked = [_mark(m, k) or m if k in chosen else m for k, m in enumerate(messages)]
         rendered = self._try(marked, False, settings)
@@ -326,7 +325,7 @@ class ChatTemplate:
 
 
 def _mark(message: Message, number: int) -> dict[str, Any] | None:
-    """A copy with marks of `number` around its text, or the names of its tool calls; None where neither can be marked.
+    """A copy with markers of `number` around its text or the names of its tool calls; None where neither is possible.
 
     White space at the edges and the thinking block stay outside, since templates trim the one and move the other.
     """
@@ -358,7 +357,7 @@ def _mark(message: Message, number: int) -> dict[str, Any] | None:
             if "function" in call:
                 call["function"] = inner
         return {**message, "tool_calls": named}
-    # Whether a template tells an empty text from one of marks alone is seen from what it renders.
+    # Whether a template treats an empty text like one of markers alone shows in what it renders.
     return {**message, "content": before + after} if content == "" else None
 
 

@@ -108,7 +108,7 @@ def answer_text(tokenizer: Coder, prompt: Sequence[int], ids: Sequence[int], sto
 def with_prompt(wrote: str, text: str) -> str:
     """An answer's text after what its prompt `wrote` of the thinking part.
 
-    A thought that the prompt opened is opened in the text. One that it closed is in the text only when the answer
+    Thinking that the prompt opened is opened in the text. One that it closed is in the text only when the answer
     has tags of its own, which are second ones then.
     """
     return wrote + text if wrote == THINK or THINK in text or THINK_END in text else text

@@ -126,8 +126,7 @@ class Tokenizer:
         return self.fast.encode(text, add_special_tokens=False).ids
 
     def encode_plain(self, text: str, marks: re.Pattern[str] = MARKS) -> list[int]:
-        """Ids of `text` in which special tokens (`marks`) written out stay text; it decodes to `text` like any
-        other."""
+        """Ids of `text` in which special tokens (`marks`) written out stay text; they decode to `text` too."""
         ids: list[int] = []
         start = 0
         for match in marks.finditer(text):

@@ -73,7 +73,8 @@ def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def clusters(table: np.ndarray, similarity: float, rows: int = 8) -> np.ndarray:
     """The lowest number of each text's cluster, shape (n,).
 
-    Texts meet when one band of `rows` bins is equal and belong together when at least `similarity` of all bins are.
+    Texts are candidates when one band of `rows` bins is equal and near duplicates when at least `similarity` of all
+    bins are.
     """
     parent = np.arange(len(table))
 
@@ -92,7 +93,7 @@ def clusters(table: np.ndarray, similarity: float, rows: int = 8) -> np.ndarray:
         members, sorted_keys = valid[order], keys[order]
         fresh = np.concatenate(([True], sorted_keys[1:] != sorted_keys[:-1])) if len(order) else np.zeros(0, bool)
         head = members[np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))] if len(order) else members
-        # Each text is held against the first of its bucket and against its neighbour; chains join the rest.
+        # Each text is compared with the first of its bucket and with its neighbour; chains join the rest.
         for other, mask in ((head, ~fresh), (np.roll(members, 1), ~fresh)):
             left, right = other[mask], members[mask]
             close = agreement(table[left], table[right]) >= similarity

@@ -1,5 +1,4 @@
-"""Quality: the document statistics of Gopher, C4 and FineWeb over the byte kernel, and the limits of each document
-type.
+"""Quality: the document statistics of Gopher, C4 and FineWeb over the byte kernel, and limits per document type.
 
 Use: `profile(texts)` gives a dict of arrays, one value per text; `step(documents, {"prose": rules, "code": rules})`
 removes what breaks a limit and says which. Words are runs of non-space bytes, as in the papers; n-grams run over terms

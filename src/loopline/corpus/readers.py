@@ -103,8 +103,7 @@ def _read_file(config: SourceConfig, path: Path, relative: str, kind: str) -> It
 
 
 def decode(content: bytes) -> str | None:
-    """Text of a file: UTF-8 with or without a byte order mark, UTF-16 with one, else Latin-1; None for binary
-    content."""
+    """Text of a file: UTF-8 with or without a byte order mark, UTF-16 with one, else Latin-1; None if binary."""
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16", "replace")
     if b"\0" in content[:8192]:

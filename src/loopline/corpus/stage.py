@@ -74,8 +74,7 @@ def data(config: DataConfig, inputs: Mapping[str, Artifact], ctx: Context) -> No
 
 
 def run_funnel(documents: list[Document], held_out: TextIndex, config: DataConfig, bar: Any) -> Funnel:
-    """All steps up to decontamination. PII goes before duplicates, so that mirrors that differ in addresses become
-    duplicates."""
+    """All steps up to decontamination. PII goes first, so that copies that differ in addresses alone are duplicates."""
     funnel = Funnel(documents, config.samples, censor=pii.clean)
     rules = {"prose": config.prose, "code": config.code}
     steps: dict[str, Callable[[], Change]] = {

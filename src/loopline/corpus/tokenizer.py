@@ -60,8 +60,7 @@ def _bare(model: models.Model) -> Tokenizer:
 
 
 def plain(tokenizer: Tokenizer) -> Tokenizer:
-    """The same merges without special tokens: what a corpus contains can never be a special token of the chat
-    format."""
+    """The same merges without special tokens: corpus text can never hold one of the chat format."""
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = []
     return Tokenizer.from_str(json.dumps(state))

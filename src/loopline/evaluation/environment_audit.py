@@ -5,8 +5,8 @@
 
 Probes: two resets give the same bytes; equal calls give equal results; what tools return today is what the recorded
 responses say they returned; a policy that replays the recorded responses scores 1; one that says nothing, and one that
-only calls tools, score 0. An environment that fails would teach its own faults. Not covered: load, timeouts, isolation
-(see `sandbox`).
+only calls tools, score 0. Training in an environment that fails would teach its faults. Not covered: load, timeouts,
+isolation (see `sandbox`).
 """
 
 from __future__ import annotations

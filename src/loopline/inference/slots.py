@@ -97,7 +97,7 @@ class Slots:
         self.logits.index_copy_(0, into, logits.index_select(0, source))
 
     def vacate(self, slot: int) -> None:
-        """Make a finished slot harmless until it is taken: it feeds token 0 at position 0."""
+        """Release a finished slot; until it is assigned again it feeds token 0 at position 0."""
         self.at[slot] = self.tokens[slot] = 0
 
     def close_gaps(self, gaps: Sequence[int], seats: int) -> tuple[list[tuple[int, int]], list[int]]:

@@ -1,8 +1,8 @@
 """The thinking budget of a row: after so many tokens of an open <think>, the engine writes the end of thinking itself.
 
 `Thought(prompt, marks, budget)` follows one row: `force()` says which id to write instead of the sampled one, `add`
-takes what was written. The budget is that of the row: a thought that is opened again spends what is left of it, and
-nothing at all is sampled inside a thought once it is spent. What graders make of a second thought: `chat.thinking`.
+takes what was written. The budget is that of the row: a thinking block that is opened again uses what is left of it,
+and nothing is sampled inside one once it is used up. How graders read a second block: `chat.thinking`.
 Budget forcing as in Muennighoff et al. 2025 (arXiv:2501.19393, section 3.1), towards the short
 side only. Not covered: what brevity is worth in training (see `grading.reward`).
 """
@@ -19,17 +19,16 @@ from loopline.chat.thinking import THINK, THINK_END, mark_ids
 
 @dataclass(frozen=True)
 class ThinkingMarks:
-    """The ids around a thought."""
+    """The ids around a thinking block."""
 
     begin: int
     end: int
     closing: tuple[int, ...]
-    """What closes a thought by force; holds `end`."""
+    """What closes thinking by force; holds `end`."""
 
 
 def thinking_marks(tokenizer: Any, closing: Sequence[int] | None) -> ThinkingMarks:
-    """The thinking tokens of a tokenizer. Raises `UserError` when it has none, or when `closing` does not close a
-    thought."""
+    """A tokenizer's thinking tokens. Raises `UserError` where it has none or `closing` does not close thinking."""
     found = mark_ids(tokenizer) if hasattr(tokenizer, "fast") else None
     if found is None:
         raise UserError(
@@ -49,7 +48,7 @@ class Thought:
     def __init__(self, prompt: Sequence[int], marks: ThinkingMarks, budget: int) -> None:
         self.marks, self.left = marks, budget
         ends = (marks.begin, marks.end)
-        # A thought that the prompt leaves open goes on in the row, and spends the row's budget.
+        # Thinking that the prompt leaves open goes on in the row, and uses the row's budget.
         self.open = next((token == marks.begin for token in reversed(prompt) if token in ends), False)
         self.pending: list[int] = []
 

@@ -46,7 +46,7 @@ def build_pairs(
             chosen, origin = str(task.responses[0]["messages"][-1]["content"]), "written"
         # An answer cut off just before its end reads like a good one: it must not be preferred to itself.
         wrong = {attempt.text for attempt in group if attempt.score == 0 and attempt.text} - {chosen, *good}
-        # The opposite conduct before a clumsy try at the right one: manners are what this step is to teach.
+        # The opposite behaviour before a failed try at the wanted one: the behaviour is what this step teaches.
         opposite = {a.text for a in group if a.grade is not None and OPPOSITE.intersection(a.grade.flags)} & wrong
         bad = sorted(opposite or wrong, key=lambda text: (len(text), text))
         if not bad or chosen is None:

@@ -91,7 +91,7 @@ def _stored(entry: Mapping[str, Any]) -> Row | None:
 
 
 def _accepts(source: Any, stored: Row) -> bool:
-    """Whether the verifier gives full marks to the stored entry's own answer."""
+    """Whether the verifier gives the full score to the stored entry's own answer."""
     try:
         return bool(source.score_answer(stored["answer"], stored) >= 0.99)
     except Exception:  # noqa: BLE001 - 106 verifiers, each with errors of its own; a refused entry is counted
