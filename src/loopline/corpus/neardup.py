@@ -73,8 +73,8 @@ def agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def clusters(table: np.ndarray, similarity: float, rows: int = 8) -> np.ndarray:
     """The lowest number of each text's cluster, shape (n,).
 
-    Texts are candidates when one band of `rows` bins is equal and near duplicates when at least `similarity` of all
-    bins are.
+    Texts are candidates when one band of `rows` bins is equal, and share a cluster when at least `similarity` of
+    all bins are.
     """
     parent = np.arange(len(table))
 
