@@ -69,3 +69,9 @@ def test_without_that_package_the_recipe_says_what_is_missing(model, tmp_path):
     command = [sys.executable, "-m", "loopline.cli", "plan", str(recipe), "--set", f"start.model={model}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "there is no stage kind 'average'" in done.stderr
+
+
+def test_the_recipe_with_a_folder_of_ones_own_resolves(tmp_path):
+    recipe = EXAMPLES / "own_data" / "recipe.yaml"
+    rows = json.loads(loopline("plan", recipe, "--until", "data", "--dir", tmp_path / "run", "--json").stdout)
+    assert {"tasks", "raw", "data"} <= {row["name"] for row in rows}

@@ -117,7 +117,7 @@ def checkpoint(ctx: Context) -> None:
     write_text(ctx.out / "model.safetensors", f"{ctx.stage} weights")
     if ctx.stage == "grpo":
         write_jsonl(ctx.out / "rollouts.jsonl", rollouts())
-    if ctx.stage == "rft":
+    if ctx.stage == "reject":
         write_json(ctx.out / "accepted.json", {"kept": 5, "rejected": {"wrong": 7}, "source": "rollouts.jsonl"})
 
 

@@ -35,7 +35,7 @@ def test_a_solved_task_that_an_earlier_checkpoint_failed_comes_first(full_report
     solved = [row for row in full_report["answers"] if row["task_set"] == "ordering"][0]
     scores = {output["checkpoint"]: output["score"] for output in solved["outputs"]}
     assert scores["align"] == 1.0
-    assert min(scores[name] for name in ("sft", "grpo", "rft")) == 0.0
+    assert min(scores[name] for name in ("sft", "grpo", "reject")) == 0.0
 
 
 def test_traces_prefer_a_wrong_attempt_that_called_a_tool():
