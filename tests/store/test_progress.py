@@ -56,6 +56,16 @@ def test_resumed_work_and_empty_work_show_no_nonsense(capfd, clock):
     assert re.fullmatch(r"\s*resumed: 100%, about 0 s left\s*", capfd.readouterr().err.strip("\n"))
 
 
+def test_the_first_unit_alone_gives_no_estimate(capfd, clock):
+    with show_progress("evaluating", 300, lambda: None) as bar:
+        for _ in range(20):
+            clock.now += 16 if bar.done == 0 else 1
+            bar.advance()
+    lines = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"\s*evaluating: 0%\s*", lines[0])
+    assert re.fullmatch(r"\s*evaluating: 5%, about \d+ s left\s*", lines[1])
+
+
 def test_every_advance_ticks(clock):
     ticks = []
     with show_progress("x", 3, lambda: ticks.append(1)) as bar:

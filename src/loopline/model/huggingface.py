@@ -238,6 +238,9 @@ def load_huggingface(
         settings["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
+    messages = transformers.utils.logging
+    bars = messages.is_progress_bar_enabled()
+    messages.disable_progress_bar()  # A stage shows its own progress; a second bar would break its lines.
     try:
         module = transformers.AutoModelForCausalLM.from_pretrained(path, **settings)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -245,6 +248,9 @@ def load_huggingface(
             f"{path}: transformers {transformers.__version__} cannot load this {kind!r} checkpoint ({error})",
             "check the directory, or install a version of transformers that knows the architecture",
         ) from error
+    finally:
+        if bars:
+            messages.enable_progress_bar()
     generation = path / "generation_config.json"
     stored = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
     names = tensor_names(path)

@@ -17,6 +17,9 @@ from rich.table import Column
 LINE_EVERY = 15.0
 """Seconds between two lines where there is no terminal."""
 
+ESTIMATE_FROM = 0.02
+"""Share of the work that must be done before a line says how long the rest takes: the first units warm things up."""
+
 
 class Progress:
     """Counts done work and shows it."""
@@ -48,9 +51,8 @@ class _LineProgress(Progress):
             self.shown = now
             left = (now - self.started) * (self.total - self.done) / self.done
             share = self.done / max(self.total, 1e-9)
-            self.console.print(
-                f"  {self.description}: {share:.0%}, about {left:.0f} s left  {self.text}", highlight=False
-            )
+            rest = f", about {left:.0f} s left" if share >= ESTIMATE_FROM else ""
+            self.console.print(f"  {self.description}: {share:.0%}{rest}  {self.text}", highlight=False)
 
 
 class _BarProgress(Progress):
