@@ -12,7 +12,7 @@ from loopline.base.errors import UserError
 from loopline.base.files import read_jsonl, write_json, write_jsonl
 from loopline.model.checkpoint import load_model
 from loopline.release.evidence import checkpoint_size, metrics_of, places_of, read_items, scores, shared_mode
-from loopline.release.files import copy_checkpoint, find_licence
+from loopline.release.files import copy_checkpoint
 from tests.release.synthetic import graded, items, write_checkpoint, write_evaluation
 
 
@@ -111,14 +111,3 @@ def test_every_checkpoint_file_is_copied_and_nothing_else(tmp_path):
     (source / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="has no model-00001-of-00002.safetensors"):
         copy_checkpoint(source, tmp_path / "again")
-
-
-def test_the_licence_comes_from_the_files(tmp_path):
-    plain, card, text = (tmp_path / name for name in ("plain", "card", "text"))
-    for folder in (plain, card, text):
-        folder.mkdir()
-    (card / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model\n")
-    (text / "LICENSE").write_text("MIT License\n")
-    assert find_licence([plain]) == (None, None)
-    assert find_licence([plain, card, text]) == ("apache-2.0", None)
-    assert find_licence([text, card]) == ("mit", text / "LICENSE")

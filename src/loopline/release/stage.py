@@ -23,12 +23,13 @@ from loopline.environments.environment import Environment
 from loopline.environments.registry import default_environment, load_environment
 from loopline.grading.graders import GraderSet
 from loopline.inference.engine import Sampling, TorchEngine
+from loopline.model.licence import OTHER, licence_file, licence_of
 from loopline.release.card import model_card
 from loopline.release.choose import Decision, choose, final_check, quality
 from loopline.release.config import BenchmarkGateConfig, GateConfig, Mode, ReleaseConfig
 from loopline.release.decide import Measured, check_last, checkpoint_name, compare_sets, compare_sources, decide
 from loopline.release.evidence import Evidence, Part, gather, places_of, read_items, shared_mode
-from loopline.release.files import copy_checkpoint, find_licence
+from loopline.release.files import copy_checkpoint
 from loopline.release.tools import tool_stability
 from loopline.store.artifact import Artifact
 from loopline.store.context import Context
@@ -213,9 +214,9 @@ def _write(
             write_bytes(ctx.out / "evaluation" / name, source.read_bytes())
     # The champion's own directory first: training may have carried the files of its start along.
     folders = [champion.checkpoint.path, *(one.checkpoint.path for one in candidates.values())]
-    licence, file = find_licence(folders)
-    licence = config.licence or licence or "other"
-    if file is not None:
+    origin = next((folder for folder in folders if licence_of(folder)), None)
+    licence = config.licence or (licence_of(origin) if origin else None) or OTHER
+    if origin and (file := licence_file(origin)):
         write_bytes(ctx.out / "model" / file.name, file.read_bytes())
     write_json(
         ctx.out / "release.json",
