@@ -6,7 +6,7 @@ import pytest
 
 from loopline.base.errors import UserError
 from loopline.grading import audit as audit_module
-from loopline.grading.audit import applies, audit, failed_probes, require_passed, spam, wrong_text
+from loopline.grading.audit import applies, audit, failed_probes, spam, wrong_text
 from loopline.grading.graders import GraderSet
 from loopline.tasks.task import Task
 
@@ -25,11 +25,6 @@ def test_the_strict_graders_pass(report):
 
 def test_the_naive_grader_pays_for_spam(report):
     assert any(text.startswith("answer_spam pays") for text in failed_probes(report["naive_contains"]))
-    with pytest.raises(UserError, match="'naive_contains' fails its audit: answer_spam pays"):
-        require_passed(report, ["final_answer", "naive_contains"])
-    require_passed(report, ["final_answer", "refusal", "code_tests", "format_check", "steps"])
-    with pytest.raises(UserError, match="never audited"):
-        require_passed(report, ["other"])
 
 
 def test_every_listed_exploit_was_tried(report):
@@ -123,8 +118,6 @@ def test_a_grader_that_cannot_grade_an_exploit_fails(tasks):
     assert not entry["passed"]
     assert all(row["pays"] == (row["probe"] == "reference") for row in entry["probes"])
     assert "12 samples of repeated could not be graded" in failed_probes(entry)
-    with pytest.raises(UserError, match="could not be graded"):
-        require_passed({"g": entry}, ["g"])
 
 
 def test_probes_are_tried_where_they_solve_nothing(tasks):

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from loopline.base.errors import UserError
-from loopline.grading.graders import GraderSet, load_grader
+from loopline.grading.graders import GraderSet, check_definition
 from loopline.grading.review import check_references, review
+from loopline.tasks.stage import read_grader
 from loopline.tasks.task import Task
 
 GRADER = "grader"
@@ -23,7 +24,7 @@ TASKS = [task(n, f"It is a sum: {n} + {n + 7} = {2 * n + 7}\n#### {2 * n + 7}") 
 
 
 def test_the_ready_grader_passes_its_audit():
-    with GraderSet.from_defs({GRADER: load_grader("gsm8k")}) as graders:
+    with GraderSet.from_defs({GRADER: {"type": "gsm8k"}}) as graders:
         assert check_references(graders, GRADER, TASKS, 12, False) is True
         report = review(graders, GRADER, TASKS, 0, 12)
     assert report["passed"], report
@@ -31,7 +32,7 @@ def test_the_ready_grader_passes_its_audit():
 
 def test_answers_that_happen_to_be_equal_are_not_the_graders_fault():
     alike = [task(n, f"{n} again\n#### {n // 2 + 100}") for n in range(12)]
-    with GraderSet.from_defs({GRADER: load_grader("gsm8k")}) as graders:
+    with GraderSet.from_defs({GRADER: {"type": "gsm8k"}}) as graders:
         assert review(graders, GRADER, alike, 0, 12)["passed"]
         constant = {"type": "python", "source": "def grade(sample, item):\n    return 1.0"}
     with GraderSet.from_defs({GRADER: constant}) as graders:
@@ -84,10 +85,11 @@ def test_definitions_of_every_kind_of_file(tmp_path):
     plain, wrapped = tmp_path / "a.json", tmp_path / "b.json"
     plain.write_text(json.dumps(definition))
     wrapped.write_text(json.dumps({"grader": definition}))
-    assert load_grader(str(plain)) == load_grader(str(wrapped)) == definition
+    assert read_grader(plain) == read_grader(wrapped) == definition
+    check_definition(definition, "a.json")
     source = tmp_path / "c.py"
     source.write_text("def grade(sample, item):\n    return 1.0\n")
-    assert load_grader(str(source)) == {"type": "python", "source": source.read_text()}
+    assert read_grader(source) == {"type": "python", "source": source.read_text()}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,4 @@ def test_definitions_of_every_kind_of_file(tmp_path):
 def test_a_definition_that_cannot_be_used_is_refused(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        load_grader(str(tmp_path / name))
-    with pytest.raises(UserError, match="There is no grader"):
-        load_grader(str(tmp_path / "other.json"))
+        check_definition(read_grader(tmp_path / name), str(tmp_path / name))

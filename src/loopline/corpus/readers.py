@@ -129,7 +129,7 @@ def _read_jsonl(config: SourceConfig, path: Path, relative: str) -> Iterator[Doc
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error})", "mend or delete that line") from error
+                raise UserError(f"{path}, line {number}: not JSON ({error})", "correct or delete that line") from error
             text = row.get(config.text_field) if isinstance(row, dict) else None
             if not isinstance(text, str):
                 raise UserError(

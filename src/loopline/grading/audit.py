@@ -198,18 +198,6 @@ def failed_probes(entry: dict[str, Any]) -> list[str]:
     return problems
 
 
-def require_passed(report: dict[str, Any], names: Sequence[str]) -> None:
-    """Raise `UserError` when a named grader is missing from the report or failed."""
-    for name in names:
-        if name not in report:
-            raise UserError(f"The grader {name!r} was never audited", "add it to `definitions` of the graders stage")
-        if not report[name]["passed"]:
-            raise UserError(
-                f"The grader {name!r} fails its audit: {'; '.join(failed_probes(report[name]))}",
-                "make it strict (compare the final answer exactly), or take it out of `required` and train without it",
-            )
-
-
 def audit_digest(report: dict[str, Any]) -> str:
     """One line per grader, for a log."""
     return "\n".join(

@@ -28,8 +28,6 @@ from loopline.grading.template import MissingField, check_template, render, samp
 from loopline.grading.verifiers import VERIFIERS as OWN_FORM
 from loopline.grading.verifiers import answer_of
 from loopline.sandbox.runner import Job, SandboxPool
-from loopline.tasks.config import READY
-from loopline.tasks.stage import read_grader
 from loopline.text.similarity import METRICS, similarity
 
 VERIFIERS: dict[str, Callable[[Sample], Grade]] = {
@@ -90,23 +88,6 @@ def check_definition(definition: Any, where: str) -> None:
                 raise UserError(f"{where}: the name {name!r} cannot stand in a formula", "use letters, digits and _")
             check_definition(part, f"{where}, {name}")
         Formula(definition["calculate_output"], set(definition["graders"]), f"{where}, calculate_output")
-
-
-def load_grader(name: str) -> dict[str, Any]:
-    """The definition of a grader: a .json file, a .py file with `grade(sample, item)`, or the name of a ready one.
-
-    Raises `UserError` for a missing file and a definition that cannot be used.
-    """
-    path = Path(name)
-    if name in READY and not path.exists():
-        return {"type": name}
-    if not path.is_file():
-        raise UserError(
-            f"There is no grader {name}", f"give a .json or .py file, or the name of a ready one ({', '.join(READY)})"
-        )
-    definition = read_grader(path)
-    check_definition(definition, str(path))
-    return definition
 
 
 class GraderSet:

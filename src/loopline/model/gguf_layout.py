@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from loopline.base.errors import UserError
@@ -201,8 +200,3 @@ def _scaling_of(
         "The rotary divisors in the file (rope_freqs.weight) are not those of Llama 3's rule with its usual settings",
         "use the checkpoint in safetensors",
     )
-
-
-def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
-    """A numpy array (possibly mapped read-only) as a tensor of its own."""
-    return torch.from_numpy(np.array(array))

@@ -61,19 +61,9 @@ class Group:
         return found
 
 
-def token_versions(completion: Completion) -> list[int]:
-    """Version of the weights that sampled each token."""
-    return list(completion.policy_versions) or [completion.policy_version] * len(completion.token_ids)
-
-
 def forced_tokens(completion: Completion) -> list[bool]:
     """Which tokens the engine wrote itself, such as a forced end of thinking."""
     return list(completion.forced) or [False] * len(completion.token_ids)
-
-
-def trained_tokens(completion: Completion) -> int:
-    """Tokens the policy chose, which are those a loss may see."""
-    return len(completion.token_ids) - sum(forced_tokens(completion))
 
 
 def row_of(step: int, group: Group) -> dict[str, Any]:
