@@ -7,6 +7,7 @@ from loopline.base.files import write_json
 from loopline.needs import needs, refuse_what_cannot_fit
 from loopline.pipeline import run_line
 from loopline.recipe import find_recipe, load_recipe, parse_recipe
+from tests.support_line import TRAINING_KINDS
 
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32_000, "hidden_size": 1024,
@@ -64,3 +65,10 @@ def test_a_line_that_pretrains_is_estimated_from_its_budget():
     found = {item.node: item for item in needs(load_recipe(find_recipe("laptop")), 1e11)}
     assert found["sft"].peak_bytes > 0 and found["student_base"].disk_bytes < found["pretrain"].disk_bytes
     assert found["tasks"].peak_bytes is None
+
+
+def test_a_kind_of_another_package_is_not_taken_for_ours_of_the_same_name():
+    raw = {"line": ["numbers", {"pretrain": {"steps": 4}}, {"sft": {"steps": 4}}]}
+    line = parse_recipe(raw, "r.yaml", kinds=TRAINING_KINDS)
+    assert [item.peak_bytes for item in needs(line)] == [None, None, None]
+    refuse_what_cannot_fit(line)

@@ -4,7 +4,8 @@
     refuse_what_cannot_fit(recipe)
 
 Estimates from the sizes of each node's model and of what it does with it (`plan.estimate` says how far to trust them);
-nodes whose model is not known yet, or that train none, have none. Not covered: the corpus stages.
+nodes whose model is not known yet, or that train none, have none. Not covered: the corpus stages, and kinds of other
+packages.
 """
 
 from __future__ import annotations
@@ -112,7 +113,9 @@ def _planned(node: Node, recipe: Recipe) -> Shape | None:
 
 
 def works_of(node: Node) -> list[Work]:
-    """What a node does with its model, from its settings."""
+    """What a node does with its model, from its settings; nothing for a kind of another package, whatever its name."""
+    if not node.kind.function.startswith("loopline."):
+        return []
     kind, settings = node.kind.name, node.settings
     answer = int(getattr(settings, "max_new_tokens", 48))
     works = []
