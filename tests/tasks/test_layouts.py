@@ -176,6 +176,15 @@ def test_columns_that_do_not_exist_are_named():
         read("conversations", row, columns={"promt": "question"})
 
 
+def test_an_empty_turn_that_was_given_is_no_empty_completion():
+    said = ("a?", "", "b?", "c")
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, said, strict=True)]
+    found = read("conversations", {"messages": messages, "given": 3})
+    assert found.rows[0]["messages"] == messages and found.rows[0]["given"] == 3
+    with pytest.raises(UserError, match=r"1 of 1 rows have an empty completion"):
+        read("conversations", {"messages": messages, "given": 0})
+
+
 def test_empty_completions_are_refused_with_their_rows_or_dropped():
     rows = [{"prompt": "a?", "completion": said} for said in ("b", "", "c", " \n")]
     with pytest.raises(UserError, match=r"2 of 4 rows have an empty completion \(row 2, 4\).*read\.empty=drop"):

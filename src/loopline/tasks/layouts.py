@@ -181,7 +181,7 @@ def normalize(table: Table, purpose: Purpose, config: DataConfig | None = None) 
         converted = convert(cells, layout, config, place)
         if isinstance(converted, str):
             counts[converted] += 1
-        elif any(is_empty(converted.get(part, ())) for part in ("messages", "chosen", "rejected", "completion")):
+        elif any(is_empty(_learned(converted, part)) for part in ("messages", "chosen", "rejected", "completion")):
             empty.append(number)
         else:
             if purpose == "prompts":
@@ -203,6 +203,12 @@ def normalize(table: Table, purpose: Purpose, config: DataConfig | None = None) 
             "give a file with usable rows",
         )
     return Normalized(layout, found, dict(sorted(counts.items())), unused)
+
+
+def _learned(row: Row, part: str) -> Sequence[Row]:
+    """The turns of a part that training learns from: what was said before was given, and may be empty as it was."""
+    turns: Sequence[Row] = row.get(part, ())
+    return turns[row.get("given", 0) :] if part == "messages" else turns
 
 
 def _refuse_missed(table: Table, layout: tuple[str, ...], rows: Sequence[Row], unused: Sequence[str]) -> None:
