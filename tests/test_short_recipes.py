@@ -79,10 +79,8 @@ def test_sft_runs_once_says_why_it_runs_again_and_loads(model, tmp_path):
     assert ran(first) == {"start": True, "sft": True} and said[0] == "[1/2] start"
     assert loads(tmp_path / "model")[1]
     assert [row["step"] for row in read_jsonl(tmp_path / "model/log/metrics.jsonl")] == [0, 1, 2]
-    assert (
-        read_json(tmp_path / "model/training.json")["rows"] + read_json(tmp_path / "model/training.json")["too long"]
-        == 30
-    )
+    read = read_json(tmp_path / "model/training.json")["sources"]["data"]
+    assert read["too long"] and read["rows"] + read["too long"] == 30
 
     again, said = tune("sft", model, GSM8K, tmp_path, *SFT, columns="prompt=question,completion=answer")
     assert ran(again) == {"start": False, "sft": False} and again["artifact"] == first["artifact"]
@@ -162,7 +160,7 @@ def test_a_grader_that_pays_for_junk_is_refused_unless_forced(model, questions, 
     assert not (tmp_path / "out/store/grpo").exists()
     done, _ = tune("grpo", model, questions, tmp_path / "out", *settings, force_grader=True, **options)
     assert ran(done)["grpo"] and "Going on, as --force-grader says" in capsys.readouterr().err
-    audit = read_json(Store(tmp_path / "out").artifacts("graders")[0] / "audit.json")["grader"]
+    audit = read_json(Store(tmp_path / "out").artifacts("graders")[0] / "audit.json")["prompts"]
     assert audit["forced"] and not audit["passed"]
 
 
@@ -171,7 +169,7 @@ def test_a_grader_that_always_fails_is_refused_before_training(model, questions,
     grader = tmp_path / "broken.py"
     grader.write_text("def grade(sample, item):\n    return item['no_such_column']\n")
     with pytest.raises(
-        UserError, match=r"The grader 'grader' failed on every one of .* reference answers.*no_such_column"
+        UserError, match=r"The grader 'prompts' failed on every one of .* reference answers.*no_such_column"
     ):
         tune("grpo", model, questions, tmp_path / "out", columns="prompt=question", grader=str(grader))
     assert not (tmp_path / "out/store/graders").exists()
@@ -187,7 +185,8 @@ def test_reject_iterates_and_keeps_held_out_questions_away(model, questions, tmp
     done, _ = tune("reject", model, questions, tmp_path / "out", *settings, rounds=2, **options)
     assert list(ran(done)) == ["start", "tasks", "graders", "reject_1", "reject_2"]
     facts = read_json(tmp_path / "out/model/accepted.json")
-    assert facts["prompts"] == 18 and facts["prompts_held_out"] == 6
+    assert facts["prompts"] == 18
+    assert read_json(Store(tmp_path / "out").artifacts("tasks")[0] / "sets.json")["prompts"]["left_out"] == 6
     loads(tmp_path / "out/model")
     # A third round needs nothing but itself.
     more, _ = tune("reject", model, questions, tmp_path / "out", *settings, rounds=3, **options)

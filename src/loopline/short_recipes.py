@@ -97,6 +97,7 @@ def recipe_of(request: Request) -> Recipe:
 def _on_tasks(request: Request, columns: Mapping[str, str]) -> dict[str, Any]:
     """Task set, graders and line of a command on prompts."""
     rows: dict[str, Any] = {"file": _needed(request, "data"), "heldout": request.heldout or 0.0, "dev": 0.0, **columns}
+    rows["overlap"] = "drop"  # --heldout is given to keep its prompts out of --data, not to promise that they are.
     if request.grader is not None:
         rows["grader"] = request.grader
     node: dict[str, Any] = {request.command: {}}

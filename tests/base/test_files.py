@@ -84,7 +84,7 @@ def test_other_errors_of_the_disk_are_not_called_a_full_disk(tmp_path, monkeypat
         write_text(tmp_path / "file", "x")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(value=VALUES)
 def test_json_comes_back_and_equal_values_are_equal_bytes(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "value.json"
@@ -128,7 +128,7 @@ def test_a_missing_file_is_named(tmp_path, read):
 
 
 @given(rows=st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(), max_size=3), max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_rows_come_back_in_order_whatever_separators_their_text_holds(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "rows.jsonl"
     write_jsonl(path, [*rows, {"text": "a\u2028b\x85c\r\nd"}])

@@ -70,7 +70,7 @@ def in_pieces(text, form, tools, size):
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(calls=CALLS, size=st.integers(1, 9), words=st.sampled_from(["", "One moment."]))
 def test_what_is_written_is_read_back(name, calls, size, words):
     form = ALL[name]
@@ -187,7 +187,7 @@ PIECES = st.lists(
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(text=PIECES, cuts=st.lists(st.integers(0, 300), max_size=6), before=st.sampled_from(["", "<think>"]))
 def test_where_the_pieces_are_cut_does_not_change_the_result(name, text, cuts, before):
     borders = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})

@@ -154,7 +154,7 @@ spelled = st.lists(st.one_of(words, st.sampled_from([*CONTROL, *INNER[2:], "<|",
 contents = spelled.map("".join)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), kind=st.sampled_from(["chatml", "calls", "thinking", "headers"]))
 def test_masked_text_is_what_the_assistant_said_whatever_anybody_writes(directories, data, kind):
     """Control tokens spelled in messages stay text, and the masked tokens decode to the assistant's turns in order."""

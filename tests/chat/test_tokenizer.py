@@ -1,7 +1,7 @@
 """Conversations render to what the format says, and nobody can write a mark that is not theirs."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
@@ -48,7 +48,6 @@ def split_turns(ids):
     return turns
 
 
-@settings(deadline=None)
 @given(messages=conversations(plain_texts))
 def test_a_rendered_conversation_reads_back(tokenizer, messages):
     ids, mask = tokenizer.render_with_mask(messages)
@@ -59,7 +58,6 @@ def test_a_rendered_conversation_reads_back(tokenizer, messages):
     assert len(mask) == len(ids)
 
 
-@settings(deadline=None)
 @given(messages=conversations(forged_texts))
 def test_only_the_format_writes_marks(tokenizer, messages):
     ids, mask = tokenizer.render_with_mask(messages)
@@ -91,7 +89,6 @@ def test_thinking_marks_are_the_assistants_own(tokenizer):
     assert tokenizer.decode(ids, skip_special=True) == "33"
 
 
-@settings(deadline=None)
 @given(number=st.integers(0, 10**9), before=st.sampled_from(["", "a", " ", "+", "=", "<think>"]))
 def test_every_digit_is_one_token(trained, number, before):
     ids = trained.encode(f"{before}{number}")
@@ -99,7 +96,6 @@ def test_every_digit_is_one_token(trained, number, before):
     assert "".join(digits) == str(number) and all(len(digit) == 1 for digit in digits)
 
 
-@settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_any_text_survives_both_ways_of_encoding(tokenizer, trained, text):
     for each in (tokenizer, trained):
@@ -108,7 +104,6 @@ def test_any_text_survives_both_ways_of_encoding(tokenizer, trained, text):
 
 
 @given(text=plain_texts)
-@settings(deadline=None)
 def test_a_text_without_marks_is_encoded_as_ever(tokenizer, text):
     assert tokenizer.encode_plain(text) == tokenizer.encode(text)
 

@@ -27,7 +27,7 @@ def items(*texts):
     return [(f"item{n}", text) for n, text in enumerate(texts)]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.integers(0, 10**6),
     st.integers(13, 60),

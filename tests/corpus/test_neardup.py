@@ -17,7 +17,7 @@ def jaccard(texts):
     return len(first & second) / max(1, len(first | second))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(100, 600), st.floats(0, 0.25))
 def test_the_estimate_is_near_the_exact_similarity(seed, words, rate):
     rng = np.random.default_rng(seed)

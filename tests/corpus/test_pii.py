@@ -1,7 +1,7 @@
 """Personal data: planted items of every kind go, tricky neighbours stay, and a second pass changes nothing."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.corpus.document import make_document
@@ -58,7 +58,6 @@ def test_tricky_neighbours_stay(text):
         st.sampled_from([item for item, _ in FOUND] + KEPT + ["a", "@", "-", "+1", "\n", '"', "4111", ":"]), max_size=8
     )
 )
-@settings(deadline=None)
 def test_scrubbing_is_idempotent_and_deterministic(parts):
     for text in (" ".join(parts), "".join(parts)):
         clean, _ = scrub(text)

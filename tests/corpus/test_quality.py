@@ -63,7 +63,7 @@ def reference(text):
 
 
 @given(texts)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_statistics_agree_with_plain_python(documents):
     # A byte outside ASCII counts as part of a word for n-grams, which "…" is not in Python's classes.
     values = profile(documents)

@@ -1,7 +1,7 @@
 """The tokenizer: single digits, any text round-trips, fixed special ids, parity with transformers."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
@@ -44,7 +44,6 @@ def test_special_tokens_have_the_fixed_ids(directory):
 
 
 @given(st.text())
-@settings(deadline=None)
 def test_any_text_survives(fast, text):
     assert fast.decode(fast.encode(text).ids, skip_special_tokens=False) == text
     bare = plain(fast)
@@ -52,7 +51,6 @@ def test_any_text_survives(fast, text):
 
 
 @given(st.text(st.sampled_from("0123456789 +-=ab."), max_size=40))
-@settings(deadline=None)
 def test_every_digit_is_a_token_of_its_own(fast, text):
     tokens = fast.encode(text).tokens
     digits = [token for token in tokens if any(character.isdigit() for character in token)]

@@ -80,7 +80,7 @@ def test_its_scores_are_those_of_the_models_forward(kind):
             torch.testing.assert_close(mine[:, row, :, :end], theirs[:, row, :, :end], atol=2e-5, rtol=1e-5)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(rows=st.sets(st.integers(0, 8), min_size=1), threads=st.integers(1, 3), chunk=st.integers(1, 9))
 def test_a_rows_bits_depend_neither_on_other_rows_nor_on_threads(rows, threads, chunk):
     model = kind_of("qwen3")

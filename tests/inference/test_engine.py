@@ -36,14 +36,14 @@ def naive_greedy(model, prompt, count):
 prompts_strategy = st.lists(st.lists(st.integers(10, 299), min_size=1, max_size=20), min_size=1, max_size=9)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(prompts=prompts_strategy)
 def test_greedy_equals_the_naive_forward(engine, prompts):
     for prompt, group in zip(prompts, engine.generate(prompts, Sampling(12, temperature=0)), strict=True):
         assert group[0].token_ids == naive_greedy(engine.model, prompt, 12)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(prompts=prompts_strategy, temperature=st.sampled_from([0.5, 1.0, 1.7]), n=st.integers(1, 4))
 def test_logprobs_equal_a_fresh_forward(engine, prompts, temperature, n):
     groups = engine.generate(prompts, Sampling(8, temperature=temperature, n=n))

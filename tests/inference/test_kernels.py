@@ -16,7 +16,7 @@ def numbers(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 13),
     length=st.integers(1, 70),
@@ -87,7 +87,7 @@ def test_attention_is_torchs_whatever_stands_behind_the_last_position(channels, 
     np.testing.assert_allclose(out, expected.numpy(), atol=2e-6, rtol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 9),
     size=st.integers(2, 200),

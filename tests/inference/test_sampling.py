@@ -23,7 +23,7 @@ def one_search(logits, temperature, uniforms, keep=None):
     return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=seeds, rows=st.integers(1, 9), vocab_size=st.integers(2, 400), temperature=st.sampled_from([0.3, 1.0, 2.0]))
 def test_the_search_in_blocks_finds_what_one_search_finds(seed, rows, vocab_size, temperature):
     logits = random_logits(seed, rows, vocab_size)
@@ -51,7 +51,7 @@ def reference_kept(probabilities: list[float], top_p: float, top_k: int) -> set[
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     weights=st.lists(st.integers(1, 4), min_size=1, max_size=12),
     # Shares that no sum of these weights can equal: which side of a tie a sum falls on is rounding.
@@ -66,7 +66,7 @@ def test_kept_are_the_likeliest_and_of_equals_the_earlier(weights, top_p, top_k)
     assert found == reference_kept(probabilities[0].tolist(), top_p, top_k)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=seeds, top_p=st.sampled_from([0.3, 0.8, 1.0]), top_k=st.sampled_from([0, 1, 7]))
 def test_log_prob_less_the_kept_mass_is_the_log_prob_among_the_kept(seed, top_p, top_k):
     sampling = Sampling(top_p=top_p, top_k=top_k, temperature=0.9)

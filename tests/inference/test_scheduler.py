@@ -38,7 +38,7 @@ requests_strategy = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(wanted=requests_strategy, size=st.integers(1, 12), temperature=st.sampled_from([0.0, 0.7, 1.0]))
 def test_any_number_of_slots_gives_what_each_row_gives_alone(model, tokenizer, wanted, size, temperature):
     requests = [

@@ -10,7 +10,7 @@ from tests.support_model import tiny_model
 MODEL = tiny_model()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), running=st.integers(1, 96))
 def test_closing_gaps_keeps_every_row_with_its_keys(data, running):
     slots = Slots(MODEL, running, 64)

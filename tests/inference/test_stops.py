@@ -24,7 +24,7 @@ def first_end(tokenizer, ids, stops):
     return None
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     text=st.text(alphabet="abo ét☃\n", max_size=30),
     stops=st.lists(st.text(alphabet="abo ét☃\n", min_size=1, max_size=4), min_size=1, max_size=3),

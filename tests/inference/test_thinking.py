@@ -29,7 +29,7 @@ def thinking_tokens(ids):
     return count
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     prompt=st.lists(st.sampled_from([THINK, THINK_END, 30, 31]), max_size=5),
     drawn=st.lists(st.sampled_from([THINK, THINK_END, 30, 31, 32]), min_size=1, max_size=40),

@@ -88,7 +88,7 @@ def test_logits_equal_the_formula_written_out(shape, keys):
         )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     more=st.integers(1, 6),
@@ -137,7 +137,7 @@ def test_rows_of_a_cache_can_be_repeated_and_dropped():
             torch.testing.assert_close(hidden[row, 0], fresh, atol=1e-5, rtol=1e-4)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     lengths=st.lists(st.integers(2, 9), min_size=2, max_size=5),
     changed=st.integers(0, 4),
@@ -193,7 +193,7 @@ def test_grouped_heads_equal_many_heads_with_copied_keys(keys):
 
 
 @given(shift=st.integers(0, 60), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_rotated_products_depend_on_distance_alone(shift, seed):
     model = tiny_model()
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(seed)).unbind(0)

@@ -41,7 +41,7 @@ def norms_of(weights: tuple[Tensor, Tensor]) -> tuple[RMSNorm, RMSNorm]:
     return made[0], made[1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 3),
     length=st.integers(1, 9),

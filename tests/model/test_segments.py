@@ -25,7 +25,7 @@ def owners_of(rows, spare=0):
     return table
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=LENGTHS, spare=st.integers(0, 3))
 def test_every_id_has_one_place_and_comes_back(rows, spare):
     owners = owners_of(rows, spare)
@@ -42,7 +42,7 @@ def test_every_id_has_one_place_and_comes_back(rows, spare):
     assert torch.equal(x.grad, torch.where(inside, weight, 0.0))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(rows=LENGTHS, seed=st.integers(0, 5))
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_states_and_gradients_are_those_of_the_mask(rows, seed, family):
@@ -67,7 +67,7 @@ def test_states_and_gradients_are_those_of_the_mask(rows, seed, family):
         torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lengths=st.lists(st.integers(1, 400), min_size=1, max_size=7))
 def test_no_other_buckets_are_cheaper(lengths):
     ordered = sorted(lengths, reverse=True)

@@ -77,7 +77,7 @@ works = st.builds(
 
 
 @given(works, works)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_more_work_never_needs_less(one, other):
     model = shape(256, 8, 4096, 2048)
     alone, both = estimate(model, [one], 1e11), estimate(model, [one, other], 1e11)

@@ -32,7 +32,7 @@ def test_the_laptop_plan_is_the_intended_shape() -> None:
 
 
 @given(budgets, st.floats(0.1, 50))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_plan_spends_its_budget_and_not_more_at_the_ratio_asked_for_or_refuses(
     flops: float, over_training: float
 ) -> None:
@@ -81,7 +81,7 @@ def test_a_ratio_that_cannot_be_reached_is_refused_with_the_one_that_can() -> No
 
 
 @given(budgets, st.floats(1, 100))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_larger_budget_never_gives_a_smaller_model(flops: float, factor: float) -> None:
     sizes = []
     for budget in (flops, flops * factor):
@@ -94,7 +94,7 @@ def test_a_larger_budget_never_gives_a_smaller_model(flops: float, factor: float
 
 
 @given(st.floats(16, 22).map(lambda exponent: 10.0**exponent), st.floats(1.5, 30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_over_training_trades_parameters_for_tokens(flops: float, dial: float) -> None:
     optimal, over = planned(PlanConfig(), flops), planned(PlanConfig(over_training=dial), flops)
     assert over["parameters"] <= optimal["parameters"]

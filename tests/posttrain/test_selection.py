@@ -106,7 +106,7 @@ groups_strategy = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     groups=groups_strategy,
     per_prompt=st.integers(1, 3),
@@ -139,7 +139,6 @@ def test_every_answer_is_kept_or_accounted_for_and_keeps_the_rules(groups, per_p
                     assert jaccard(row["messages"][-1]["content"], other["messages"][-1]["content"]) < overlap
 
 
-@settings(deadline=None)
 @given(rates=st.lists(st.sampled_from([0.1, 0.25, 0.3, 0.6, 0.9, 1.0]), max_size=40), share=st.floats(0.1, 1))
 def test_balance_bounds_the_largest_quarter_and_drops_no_more_than_it_must(rates, share):
     kept = balance(rates, share, np.random.default_rng(0))

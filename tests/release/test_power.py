@@ -42,7 +42,7 @@ def test_the_margin_is_kept_where_the_tasks_support_it_and_widened_where_not() -
         margin(outcomes(rng, 60, 0.2), 0.06, underpowered="refuse")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(20, 400), st.floats(0.02, 0.6), st.integers(1, 8), st.booleans(), st.integers(0, 1000))
 def test_an_equal_candidate_passes_all_comparisons_as_often_as_promised(
     n: int, discordant: float, comparisons: int, graded_finely: bool, seed: int
@@ -56,7 +56,7 @@ def test_an_equal_candidate_passes_all_comparisons_as_often_as_promised(
     assert chance_equal_passes(parts) > 0.88
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 300), st.data())
 def test_the_lower_ends_are_tangos(n: int, data: st.DataObject) -> None:
     wins = data.draw(st.integers(0, n))

@@ -78,7 +78,7 @@ def test_forced_tokens_are_counted_and_the_finish_is_kept():
     assert len(build_examples([group], CONFIG)) == 1
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     finishes=st.lists(st.sampled_from(["stop", "length"]), min_size=2, max_size=5),
     normalizer=st.sampled_from(["token", "sequence", "constant"]),

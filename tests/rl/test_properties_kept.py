@@ -34,7 +34,7 @@ def sampled(tokenizer, sampling, prompts=((20, 21, 22), (30, 31, 32, 33))):
     return model, groups, examples
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     top_p=st.floats(0.1, 0.95),
     top_k=st.sampled_from([0, 1, 3, 40]),

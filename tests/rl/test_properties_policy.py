@@ -88,7 +88,7 @@ def test_the_table_of_the_soft_gate(ratio, advantage):
         assert expected == pytest.approx(-advantage)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.05, 8), st.floats(-3, 3), st.floats(0.05, 0.9), st.floats(0.05, 2), st.floats(3.5, 9))
 def test_losses_are_the_papers_minima_and_maxima(ratio, advantage, low, high, dual):
     logprob, old = torch.tensor([-1.0]), torch.tensor([-1.0 - math.log(ratio)])
@@ -258,7 +258,7 @@ def test_a_loss_without_its_log_probs_is_refused(changes, missing):
         policy_loss(inputs_for(zeros, zeros, zeros), PolicyGradientConfig(**changes))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=6), min_size=1, max_size=4),
     st.floats(0.5, 1),

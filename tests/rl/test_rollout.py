@@ -134,7 +134,7 @@ def test_normalizers(normalizer, weights, normalizers):
     assert [example.scalars["normalizer"] for example in examples] == normalizers
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     rows=st.integers(1, 9),
     row_length=st.integers(24, 90),

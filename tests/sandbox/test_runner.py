@@ -45,7 +45,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(json_values, min_size=1, max_size=5))
 def test_any_json_value_survives_the_round_trip(pool, values):
     results = pool.run("def f(x): return x", "f", [(value,) for value in values])

@@ -31,14 +31,14 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("trees")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(first=TREES, second=TREES)
 def test_digests_are_equal_exactly_when_names_and_bytes_are(folder, first, second):
     one, two = write(folder / "one", first), write(folder / "elsewhere" / "two", second)
     assert (content_digest(one) == content_digest(two)) == (first == second)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(tree=TREES, noise=st.binary(max_size=5))
 def test_the_manifest_and_the_log_do_not_count(folder, tree, noise):
     plain = content_digest(write(folder / "noisy", tree))

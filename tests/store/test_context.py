@@ -15,7 +15,7 @@ def steps(metrics):
     return [json.loads(line)["step"] for line in metrics.path.read_text().splitlines()]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(logged=st.integers(0, 6), cut=st.integers(0, 8), torn=st.integers(0, 40))
 def test_a_resumed_run_writes_each_step_once_even_after_a_torn_line(tmp_path_factory, logged, cut, torn):
     metrics = Metrics(tmp_path_factory.mktemp("m") / "log" / "metrics.jsonl")
@@ -62,7 +62,7 @@ def test_summaries_add_up(tmp_path):
 
 
 @given(seed=st.integers(0, 2**31 - 1), name=st.text(max_size=8), other=st.text(max_size=8))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_name_has_a_seed_of_its_own(tmp_path_factory, seed, name, other):
     path = tmp_path_factory.getbasetemp() / "context"
     context, again = make_context(path, seed), make_context(path, seed)

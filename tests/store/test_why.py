@@ -45,7 +45,7 @@ def shuffled(value):
     return [shuffled(item) for item in value] if isinstance(value, list) else value
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(first=KEYS_OF_NODES, second=KEYS_OF_NODES)
 def test_two_identities_are_equal_exactly_when_everything_that_counts_is(first, second):
     assert (first.identity == second.identity) == (parts(first) == parts(second))

@@ -39,7 +39,7 @@ def write(path, rows):
     return path
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows=rows_strategy)
 def test_every_format_gives_the_same_rows(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("files")

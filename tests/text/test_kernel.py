@@ -3,7 +3,7 @@
 import re
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.text.kernel import Shard, batches, hash_text, ngrams, repeats
@@ -19,7 +19,6 @@ def pieces(shard, spans, documents):
 
 
 @given(texts)
-@settings(deadline=None)
 def test_tables_agree_with_regular_expressions(documents):
     shard = Shard(documents)
     assert pieces(shard, shard.words(), documents) == [re.findall(r"[^ \n\t]+", text) for text in documents]
@@ -31,7 +30,6 @@ def test_tables_agree_with_regular_expressions(documents):
 
 
 @given(texts)
-@settings(deadline=None)
 def test_equal_words_have_equal_hashes_wherever_they_stand_and_whatever_their_ascii_case(documents):
     shard = Shard(documents)
     words = shard.words()
@@ -46,7 +44,6 @@ def test_equal_words_have_equal_hashes_wherever_they_stand_and_whatever_their_as
 
 
 @given(texts, st.integers(1, 4))
-@settings(deadline=None)
 def test_ngrams_stay_inside_documents_and_repeats_are_those_seen_before(documents, n):
     shard = Shard(documents)
     terms = shard.terms()

@@ -13,7 +13,7 @@ from loopline.training.objectives import score_tokens
 from tests.support_model import tiny_model
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=st.lists(st.integers(2, 30), min_size=1, max_size=12), row=st.integers(30, 90))
 def test_packed_hidden_states_equal_unpacked_ones(lengths, row):
     model = tiny_model(3)

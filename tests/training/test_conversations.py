@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loopline.base.errors import UserError
@@ -39,7 +39,6 @@ turns = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(messages=st.lists(turns, min_size=1, max_size=7))
 def test_the_loss_covers_the_assistants_text_and_its_closing_mark(tokenizer, messages):
     """Built the other way round: each turn rendered alone, cut after its role mark."""

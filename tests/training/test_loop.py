@@ -45,7 +45,7 @@ OBJECTIVES = {"next token": NextToken(), "grpo": GRPO(0.2, 0.3, 0.8)}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 1000), split=st.sampled_from([1, 2, 4]), row=st.sampled_from([20, 37, 160]))
 def test_the_gradient_does_not_depend_on_split_or_packing(objective, seed, split, row):
     model = tiny_model(1)
@@ -186,7 +186,6 @@ def test_the_schedule_rises_stays_and_falls(steps, warmup, decay, final):
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
 
 
-@settings(deadline=None)
 @given(
     shares=st.dictionaries(st.sampled_from("abcd"), st.floats(0.05, 1), min_size=1),
     per_step=st.integers(1, 40),

@@ -25,7 +25,7 @@ def alone(model, tokens):
     return -F.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(rows=examples_strategy, row_length=st.integers(14, 60))
 def test_next_token_equals_cross_entropy_of_each_example_alone(rows, row_length):
     examples = [Example([t for t, _ in row], [w for _, w in row]) for row in rows]

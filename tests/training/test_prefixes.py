@@ -50,7 +50,7 @@ def gradients(objective, batches, seed=3):
     return normalizer, metrics, [parameter.grad for parameter in model.parameters()]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(groups=groups, row=st.integers(22, 80), attention=st.integers(8, 4000))
 def test_gradients_are_those_of_the_examples_side_by_side(groups, row, attention):
     examples = examples_of(groups)
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_examples_side_by_side(groups, row, attention
             torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(groups=groups, row=st.integers(22, 80))
 def test_every_answer_is_scored_as_if_it_stood_alone(groups, row):
     model, examples = tiny_model(5).eval(), examples_of(groups, seed=1)

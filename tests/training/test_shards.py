@@ -31,7 +31,7 @@ def write_set(path, streams, dtype="uint16"):
     return ShardSet(path)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.001, 1), min_size=1, max_size=25))
 def test_every_prefix_serves_each_source_its_share_to_within_one_row(weights):
     order, before = assignment(tuple(weights))
@@ -53,7 +53,7 @@ def test_weights_that_fit_the_period_are_met_exactly(tmp_path):
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**64 - 1))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_permute_is_a_permutation(size, key):
     assert len({permute(index, size, key) for index in range(size)}) == size
 

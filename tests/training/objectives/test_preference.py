@@ -59,7 +59,7 @@ def by_hand(kind, c, r, beta, s, chosen_length, rejected_length):
 
 
 @pytest.mark.parametrize("kind", list(PAIR_LOSSES))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(policy=st.tuples(summed, summed), reference=st.tuples(summed, summed), size=st.tuples(lengths, lengths))
 def test_pair_losses_are_their_equations(kind, policy, reference, size):
     s, beta = 0.15, 0.3
@@ -87,7 +87,7 @@ def test_robust_is_unbiased_under_flipped_labels():
     torch.testing.assert_close((1 - s) * right + s * wrong, clean)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(policy=st.tuples(summed, summed), size=st.tuples(lengths, lengths))
 def test_losses_without_a_reference_are_their_equations(policy, size):
     inputs = PreferenceInput(*(torch.tensor(x, dtype=torch.float64) for x in (policy, size)))
