@@ -1,7 +1,7 @@
 """One thread per test process, and no time limit on a property's examples.
 
-On tiny models a second thread only waits, and waits busily when the machine is shared. There a slow example says nothing
-about the property.
+On tiny models a second thread only waits, and waits busily when the machine is shared. There a slow example says
+nothing about the property.
 """
 
 import os
